@@ -1,0 +1,33 @@
+# Each target does its own set-up: a virtual environment with the tested versions.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip install --quiet -c constraints.txt
+
+.PHONY: help test lint clean
+
+help:
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+.stamp-test: pyproject.toml constraints.txt | $(BIN)/python
+	$(INSTALL) -e ".[test]"
+	@touch $@
+
+.stamp-lint: pyproject.toml constraints.txt | $(BIN)/python
+	$(INSTALL) -e ".[test,lint]"
+	@touch $@
+
+test: .stamp-test  ## run the tests
+	$(BIN)/python -m pytest tests
+
+lint: .stamp-lint  ## style, types and layers
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+clean:  ## remove what the other targets made
+	rm -rf $(VENV) .stamp-* .mypy_cache .ruff_cache .pytest_cache

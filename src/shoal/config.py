@@ -1,0 +1,299 @@
+"""The only reader of configuration, environment and the files that hold secrets.
+
+Configuration is dask's (``dask.config``): keys that mean the same keep their ``distributed.*`` name, shoal's own are
+under ``shoal.*``; the defaults are in ``shoal.yaml`` beside this file. A worker process gets the effective values
+from whoever started it, so that it need not import dask to start.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import secrets
+import stat
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+from shoal.errors import ConfigurationError
+
+SECRET_BYTES = 32
+_inherited: dict[str, Any] | None = None
+_loaded = False
+
+
+def get(key: str, default: Any = None) -> Any:
+    """Return the configured value of ``key``, as ``"distributed.scheduler.allowed-failures"``."""
+    if _inherited is not None:
+        node: Any = _inherited
+        for part in key.split("."):
+            if not isinstance(node, dict) or part not in node:
+                return default
+            node = node[part]
+        return node
+    import dask.config
+
+    _load_defaults()
+    return dask.config.get(key, default)
+
+
+def inherit(values: dict[str, Any]) -> None:
+    """Use ``values`` (what :func:`export` gave in the parent) instead of reading any configuration here."""
+    global _inherited
+    _inherited = values
+
+
+def export() -> dict[str, Any]:
+    """The configuration that a worker needs, as plain values."""
+    if _inherited is not None:
+        return _inherited
+    import dask.config
+
+    _load_defaults()
+    tree = {name: dask.config.get(name, {}) for name in ("distributed", "shoal")}
+    exported: dict[str, Any] = json.loads(json.dumps(tree, default=str))
+    return exported
+
+
+def _load_defaults() -> None:
+    global _loaded
+    if _loaded:
+        return
+    _loaded = True
+    import dask.config
+    import yaml
+
+    with open(Path(__file__).with_name("shoal.yaml")) as file:
+        defaults = yaml.safe_load(file)
+    dask.config.update_defaults(defaults)
+    known = set(_flatten(defaults["shoal"], "shoal"))
+    for key in _flatten(dask.config.get("shoal", {}), "shoal"):
+        if key not in known:
+            near = difflib.get_close_matches(key, known, 1)
+            advice = f"; did you mean {near[0]!r}?" if near else ""
+            warnings.warn(f"unknown configuration key {key!r}{advice}", stacklevel=4)
+
+
+def _flatten(tree: Any, prefix: str) -> list[str]:
+    if not isinstance(tree, dict) or not tree:
+        return [prefix]
+    return [leaf for name, node in tree.items() for leaf in _flatten(node, f"{prefix}.{str(name).replace('_', '-')}")]
+
+
+def seconds(value: Any, name: str) -> float | None:
+    """Return a duration given as seconds or as text (``"5 minutes"``), in seconds; None stays None.
+
+    Raises
+    ------
+    ConfigurationError
+        If it is no duration, naming ``name``.
+    """
+    if value is None or isinstance(value, int | float):
+        return value
+    units = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "sec": 1.0, "second": 1.0, "seconds": 1.0, "m": 60.0, "min": 60.0,
+             "minute": 60.0, "minutes": 60.0, "h": 3600.0, "hour": 3600.0, "hours": 3600.0, "d": 86400.0,
+             "day": 86400.0, "days": 86400.0}  # fmt: skip
+    number, unit = _split_unit(str(value))
+    try:
+        return float(number or 1) * units[unit.lower() or "s"]
+    except (ValueError, KeyError):
+        raise ConfigurationError(f"{name} is no duration: {value!r}; write seconds, or as '5 minutes'") from None
+
+
+def nbytes(value: Any, name: str) -> int:
+    """Return a size given as a number or as text (``"4 GiB"``), in bytes.
+
+    Raises
+    ------
+    ConfigurationError
+        If it is no size, naming ``name``.
+    """
+    if isinstance(value, int | float):
+        if value < 0 or value != value:
+            raise ConfigurationError(f"{name} cannot be {value!r}")
+        return int(value)
+    number, unit = _split_unit(str(value))
+    powers = {"": 0, "b": 0, "k": 1, "m": 2, "g": 3, "t": 4, "p": 5}
+    text = unit.lower()
+    base = 1024 if text.endswith("ib") else 1000
+    try:
+        size = float(number or 1) * base ** powers[text.removesuffix("b").removesuffix("i")]
+    except (ValueError, KeyError):
+        raise ConfigurationError(f"{name} is no size: {value!r}; write bytes, or as '4 GiB'") from None
+    if size < 0:
+        raise ConfigurationError(f"{name} cannot be negative: {value!r}")
+    return int(size)
+
+
+def _split_unit(text: str) -> tuple[str, str]:
+    text = text.strip().replace(" ", "")
+    cut = len(text)
+    while cut and text[cut - 1].isalpha():
+        cut -= 1
+    return text[:cut], text[cut:]
+
+
+def memory_limit(value: Any, nthreads: int = 1, name: str = "memory_limit") -> int:
+    """Return the bytes that a worker may use; 0 means no limit.
+
+    Parameters
+    ----------
+    value
+        Bytes, text as ``"4 GiB"``, a fraction of the machine's memory (a float up to 1.0), ``"auto"`` (the machine's
+        share by threads), or 0/None for none.
+    nthreads
+        Threads of the worker, for ``"auto"``.
+
+    Raises
+    ------
+    ConfigurationError
+        If the value makes no sense or is smaller than a Python process.
+    """
+    if value is None or value == 0 or value == "0":
+        return 0
+    total = system_memory()
+    if value == "auto":
+        return int(total * min(1.0, nthreads / cpu_count()))
+    if isinstance(value, str):
+        try:
+            value = float(value) if "." in value else value
+        except ValueError:
+            pass
+    if isinstance(value, bool):
+        raise ConfigurationError(f"{name} cannot be {value!r}; give bytes, '4 GiB', a fraction, 'auto' or 0")
+    if isinstance(value, float) and 0 < value <= 1:
+        return int(total * value)
+    size = nbytes(value, name)
+    if size < 30_000_000:
+        raise ConfigurationError(
+            f"{name}={value!r} is {size} bytes, less than an idle worker process needs (30 MB); "
+            "give bytes, '4 GiB', a fraction of the machine as 0.5, 'auto', or 0 for no limit"
+        )
+    return min(size, total) if total else size
+
+
+def cpu_count() -> int:
+    """Processors that this process may use."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = _read_cgroup("cpu.max")
+    if quota and not quota.startswith("max"):
+        limit, period = quota.split()
+        count = min(count, max(1, -(-int(limit) // int(period))))
+    return count
+
+
+def system_memory() -> int:
+    """Bytes of memory that this process may use: the machine's, or its control group's."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit = _read_cgroup("memory.max")
+    return min(total, int(limit)) if limit and limit.isdigit() else total
+
+
+def _read_cgroup(name: str) -> str | None:
+    try:
+        group = Path("/proc/self/cgroup").read_text().rsplit("::", 1)[-1].strip()
+        return Path(f"/sys/fs/cgroup{group}/{name}").read_text().strip()
+    except OSError:
+        return None
+
+
+def user_directory() -> Path:
+    """Where this user's own files of shoal are, the secret among them."""
+    base = os.environ.get("XDG_CONFIG_HOME") or os.path.join(os.path.expanduser("~"), ".config")
+    return Path(base) / "shoal"
+
+
+def runtime_directory() -> Path:
+    """A directory for sockets and scratch files that only this user can enter."""
+    base = get("temporary-directory") if _inherited is None else None
+    root = Path(base or os.environ.get("TMPDIR") or "/tmp") / f"shoal-{os.getuid()}"
+    root.mkdir(mode=0o700, exist_ok=True)
+    info = root.lstat()
+    if not stat.S_ISDIR(info.st_mode) or info.st_uid != os.getuid() or info.st_mode & 0o077:
+        raise ConfigurationError(f"{root} must be a directory that only its owner can enter (mode 0700)")
+    return root
+
+
+def read_secret(path: Path) -> bytes:
+    """Return the secret that a file holds.
+
+    Raises
+    ------
+    ConfigurationError
+        If others can read the file, or it holds none.
+    """
+    try:
+        info = path.stat()
+        if info.st_mode & 0o077:
+            raise ConfigurationError(
+                f"{path} can be read by others (mode {info.st_mode & 0o777:04o}), so what it holds is no secret; "
+                f"chmod 600 {path}, or delete it to have a new one made"
+            )
+        text = path.read_bytes().strip()
+    except OSError as error:
+        raise ConfigurationError(f"cannot read the secret file {path}: {error}") from error
+    if not text:
+        raise ConfigurationError(f"the secret file {path} is empty")
+    return text
+
+
+def default_secret() -> bytes:
+    """The secret of this user: from the environment, the configuration, or the user's own file, made on first use."""
+    if text := os.environ.get("SHOAL_SECRET"):
+        return text.encode()
+    if text := get("shoal.security.secret"):
+        return str(text).encode()
+    if name := (os.environ.get("SHOAL_SECRET_FILE") or get("shoal.security.secret-file")):
+        return read_secret(Path(str(name)).expanduser())
+    path = user_directory() / "secret"
+    if not path.exists():
+        _make_secret(path)
+    return read_secret(path)
+
+
+def _make_secret(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    draft = path.with_name(f".secret-{os.getpid()}-{secrets.token_hex(4)}")
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        os.write(descriptor, secrets.token_hex(SECRET_BYTES).encode())
+    finally:
+        os.close(descriptor)
+    try:
+        os.link(draft, path)  # fails if another process was faster: then its secret counts
+    except FileExistsError:
+        pass
+    finally:
+        os.unlink(draft)
+
+
+def write_private(path: Path, text: str) -> None:
+    """Write a file that only its owner can read, at once or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}-{os.getpid()}-{secrets.token_hex(4)}")
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w") as file:
+        file.write(text)
+    os.replace(draft, path)
+
+
+def effective_environment(extra: dict[str, str]) -> dict[str, str]:
+    """The environment of a worker process: ``extra``, then what is set here, then the configured defaults."""
+    merged: dict[str, str] = {}
+    for section in ("distributed.nanny.pre-spawn-environ", "distributed.nanny.environ"):
+        values = get(section) or {}
+        if not isinstance(values, dict):
+            raise TypeError(f"{section} must be a mapping, got {values!r}")
+        merged.update({name: str(value) for name, value in values.items() if value is not None})
+    merged.update(os.environ)
+    merged.update({name: str(value) for name, value in extra.items()})
+    if merged.get("PYTHONHASHSEED", "0") in ("", "0", "random"):
+        merged["PYTHONHASHSEED"] = "6640"
+    if "dask.config" in sys.modules:
+        import dask.config
+
+        tree = {name: value for name, value in dask.config.config.items() if name not in ("scheduler", "shuffle")}
+        merged["DASK_INTERNAL_INHERIT_CONFIG"] = dask.config.serialize(tree)
+    return merged

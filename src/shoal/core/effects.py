@@ -1,0 +1,111 @@
+"""What a core may ask of the world: a closed union of values, carried out by the shell in the order of the list.
+
+Order: effects are carried out one after another, and all of a list before the next event is handled. A crash between
+two of them is a crash of the whole process, so what must survive it is told to another process first. ``Send`` never
+blocks; what cannot be sent because the link is gone is dropped there, and the core hears ``LinkLost`` for it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+
+class Effect(msgspec.Struct, gc=False):
+    """Base of all effects."""
+
+
+class Send(Effect):
+    """Put a message on the link to a peer of the scheduler's, or to the scheduler (``to=""``)."""
+
+    to: str
+    message: Any
+
+
+class CloseLink(Effect):
+    """End the link to a peer, after what was sent has gone out."""
+
+    to: str
+    reason: str
+
+
+class Log(Effect):
+    """A line for the log; levels are those of :mod:`logging`."""
+
+    level: int
+    text: str
+
+
+class Run(Effect):
+    """Execute a task in a thread. All its inputs are held."""
+
+    key: str
+    fn: str
+    payload: Any
+    deps: list[str]
+    inline: bool
+
+
+class CancelRun(Effect):
+    """Do not start these if no thread has begun them yet; they are reported all the same."""
+
+    keys: list[str]
+
+
+class Fetch(Effect):
+    """Ask a peer for copies."""
+
+    peer: str
+    addresses: list[str]
+    keys: list[str]
+    max_bytes: int
+
+
+class Drop(Effect):
+    """Let go of values."""
+
+    keys: list[str]
+
+
+class Functions(Effect):
+    """Keep (or, for None, let go of) functions in their pickled form."""
+
+    functions: dict[str, Any]
+
+
+class CallUser(Effect):
+    """Run a user's function now, outside of the task queue, and answer with its result."""
+
+    rid: int
+    payload: Any
+    wait: bool
+    to: str = ""
+
+
+class Stop(Effect):
+    """End this program."""
+
+    reason: str
+
+
+class Spawn(Effect):
+    """Start the worker process number ``incarnation``."""
+
+    incarnation: int
+
+
+class Signal(Effect):
+    """Ask the process to end (``hard=False``), or end it (``hard=True``)."""
+
+    incarnation: int
+    hard: bool
+
+
+class CleanUp(Effect):
+    """Remove what an ended worker process left on disk."""
+
+    incarnation: int
+
+
+WARNING, INFO, DEBUG, ERROR = 30, 20, 10, 40

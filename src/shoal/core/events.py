@@ -1,0 +1,129 @@
+"""What the shell tells a core: a closed union of facts, the same for scheduler, worker, nanny and client."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+
+class Event(msgspec.Struct, gc=False):
+    """Base of all events."""
+
+
+class LinkOpened(Event):
+    """A peer proved the secret."""
+
+    role: str
+    peer: str
+
+
+class LinkLost(Event):
+    """A link is gone; whatever was not delivered on it is lost."""
+
+    role: str
+    peer: str
+    reason: str
+
+
+class Received(Event):
+    """Messages of one peer, in the order in which they were sent."""
+
+    peer: str
+    messages: list[Any]
+
+
+class Due(Event):
+    """The deadline that the core asked for has come."""
+
+
+class CallDone(Event):
+    """A function asked for with ``CallUser`` returned (a pickled pair of success and value)."""
+
+    rid: int
+    to: str
+    payload: Any
+
+
+class Outcome(Event):
+    """A thread ended (or skipped) an execution."""
+
+    key: str
+    status: str  # "ok" | "error" | "reschedule" | "skipped"
+    nbytes: int = 0
+    type: str = ""
+    start: float = 0.0
+    stop: float = 0.0
+    value: Any = None
+    error: Any = None
+
+
+class Outcomes(Event):
+    """Executions that ended since the last time."""
+
+    items: list[Outcome]
+
+
+class FetchDone(Event):
+    """A peer answered a fetch; ``failed`` maps keys whose value could not be read to the reason."""
+
+    peer: str
+    got: list[tuple[str, int, str]]
+    missing: list[str]
+    failed: dict[str, str]
+
+
+class FetchFailed(Event):
+    """A peer could not be reached, or its link broke before it answered."""
+
+    peer: str
+    keys: list[str]
+    reason: str
+
+
+class PutDone(Event):
+    """A client put values here, and they are in the store."""
+
+    client: str
+    items: list[tuple[str, int, str]]
+
+
+class ChildReady(Event):
+    """The worker process of this incarnation is connected to the scheduler."""
+
+    incarnation: int
+    worker: str
+    address: str
+    pid: int
+
+
+class ChildFailed(Event):
+    """The worker process could not start, and said why; its exit follows."""
+
+    incarnation: int
+    reason: str
+
+
+class ChildExited(Event):
+    """The process is gone and joined. ``running`` are the keys that its threads were in."""
+
+    incarnation: int
+    exitcode: int | None
+    signal: int | None
+    running: list[str]
+
+
+class MemorySample(Event):
+    """Resident bytes of the worker process."""
+
+    incarnation: int
+    rss: int
+
+
+class Command(Event):
+    """The owner of a nanny (or of any core) wants something: ``restart``, ``kill``, ``start``, ``close``."""
+
+    what: str
+    reason: str = ""
+    timeout: float = 30.0
+    rid: int = 0

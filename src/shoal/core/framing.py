@@ -1,0 +1,257 @@
+"""Bytes to frames and back, with limits.
+
+A frame is a header of 16 bytes, the lengths of its raw buffers (8 bytes each), one msgpack body that holds a *list* of
+messages, then the raw buffers, which the messages refer to by index::
+
+    magic u16 | buffers u16 | body length u32 | sequence u32 | acknowledged u32 | length u64 … | body | buffer …
+
+``sequence`` counts the frames of one direction of a session and ``acknowledged`` tells the last one received, for
+sessions that outlive a connection. Small frames are parsed in place in one receive buffer. A large buffer is received
+straight into memory of its own, so that it is copied once, by the kernel.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+import msgspec
+
+from shoal.errors import LinkError
+from shoal.messages import Blob
+
+MAGIC: Final = 0x5348
+_HEADER: Final = struct.Struct("<HHIII")
+_EXT: Final = struct.Struct("<II")
+_BLOB_CODE: Final = 1
+#: Pieces from this size on are received into memory of their own.
+DIRECT_BYTES: Final = 64 * 1024
+_SCRATCH_BYTES: Final = 256 * 1024
+#: Before the handshake is through, nobody needs more than this.
+HANDSHAKE_LIMIT: Final = 4096
+#: A peer that has proven the secret may send this much in one body and in one buffer.
+BODY_LIMIT: Final = 2**31
+BUFFER_LIMIT: Final = 2**40
+
+Buffer = bytes | bytearray | memoryview
+
+
+class FramingError(LinkError):
+    """The bytes on a link are no frames of shoal's, or break a limit."""
+
+
+class Frame(msgspec.Struct, gc=False):
+    """One received frame. ``body`` is valid until the reader is given more bytes."""
+
+    body: Buffer
+    buffers: list[memoryview]
+    sequence: int
+    acknowledged: int
+
+
+def pack_frame(body: bytes, buffers: Sequence[Buffer] = (), sequence: int = 0, acknowledged: int = 0) -> list[Buffer]:
+    """Return the pieces to write, in order; buffers are passed on as they are."""
+    if len(buffers) > 0xFFFF:
+        raise FramingError(f"a frame holds at most 65535 buffers, got {len(buffers)}")
+    header = _HEADER.pack(MAGIC, len(buffers), len(body), sequence & 0xFFFFFFFF, acknowledged & 0xFFFFFFFF)
+    if not buffers:
+        return [header + body]
+    views = [memoryview(b).cast("B") if not isinstance(b, bytes) else b for b in buffers]
+    return [header + struct.pack(f"<{len(views)}Q", *map(len, views)) + body, *views]
+
+
+def _allocate(nbytes: int) -> memoryview:
+    return memoryview(bytearray(nbytes))
+
+
+class FrameReader:
+    """Incremental parser with the interface of ``asyncio.BufferedProtocol``: ask for room, say how much came.
+
+    Parameters
+    ----------
+    body_limit, buffer_limit
+        Most bytes of one body and of one buffer; more is a :class:`FramingError`.
+    allocate
+        Makes memory for a large buffer.
+    """
+
+    __slots__ = (
+        "_allocate", "_body", "_buffers", "_end", "_filled", "_head", "_lengths", "_need", "_room", "_scratch",
+        "_stage", "_start", "_target", "body_limit", "buffer_limit",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        body_limit: int = HANDSHAKE_LIMIT,
+        buffer_limit: int = 0,
+        allocate: Callable[[int], memoryview] = _allocate,
+    ) -> None:
+        self.body_limit = body_limit
+        self.buffer_limit = buffer_limit
+        self._allocate = allocate
+        self._scratch = memoryview(bytearray(_SCRATCH_BYTES))
+        self._start = self._end = 0
+        self._target: memoryview | None = None
+        self._filled = 0
+        self._stage = 0  # 0 header, 1 lengths, 2 body, 3 buffers
+        self._need = _HEADER.size
+        self._head = (0, 0, 0, 0, 0)
+        self._lengths: tuple[int, ...] = ()
+        self._body: Buffer = b""
+        self._buffers: list[memoryview] = []
+
+    def raise_limits(self, body_limit: int = BODY_LIMIT, buffer_limit: int = BUFFER_LIMIT) -> None:
+        """Trust the peer with larger frames, once it has proven who it is."""
+        self.body_limit, self.buffer_limit = body_limit, buffer_limit
+
+    def get_buffer(self) -> memoryview:
+        """Room for the next bytes; never empty."""
+        if self._target is not None:
+            return self._target[self._filled :]
+        if self._start == self._end:
+            self._start = self._end = 0
+        elif _SCRATCH_BYTES - self._start < max(self._need, DIRECT_BYTES):
+            size = self._end - self._start
+            self._scratch[:size] = bytes(self._scratch[self._start : self._end])
+            self._start, self._end = 0, size
+        return self._scratch[self._end :]
+
+    def received(self, nbytes: int) -> list[Frame]:
+        """Take note that ``nbytes`` were written into :meth:`get_buffer`, and return the frames now complete.
+
+        Raises
+        ------
+        FramingError
+            If the bytes break the format or a limit; the reader is of no more use then.
+        """
+        frames: list[Frame] = []
+        if self._target is not None:
+            self._filled += nbytes
+            if self._filled < len(self._target):
+                return frames
+            piece, self._target = self._target, None
+            self._take(piece, True, frames)
+        else:
+            self._end += nbytes
+        while True:
+            need, have = self._need, self._end - self._start
+            if have >= need and (need < DIRECT_BYTES or have == need or self._stage == 2):
+                start = self._start
+                self._start = start + need
+                self._take(self._scratch[start : start + need], False, frames)
+            elif need >= DIRECT_BYTES:
+                target = self._allocate(need)
+                ready = min(have, need)
+                target[:ready] = self._scratch[self._start : self._start + ready]
+                self._start += ready
+                if ready == need:
+                    self._take(target, True, frames)
+                else:
+                    self._target, self._filled = target, ready
+                    return frames
+            else:
+                return frames
+
+    def feed(self, data: Buffer) -> list[Frame]:
+        """Copy ``data`` in and return the frames that it completes, with bodies of their own."""
+        frames: list[Frame] = []
+        view = memoryview(data).cast("B")
+        while len(view):
+            room = self.get_buffer()
+            size = min(len(room), len(view))
+            room[:size] = view[:size]
+            view = view[size:]
+            for frame in self.received(size):
+                frame.body = bytes(frame.body)
+                frames.append(frame)
+        return frames
+
+    def _take(self, piece: memoryview, owned: bool, frames: list[Frame]) -> None:
+        if self._stage == 0:
+            self._head = head = _HEADER.unpack(piece)
+            magic, count, body, _, _ = head
+            if magic != MAGIC:
+                raise FramingError(f"not a shoal link: it began with {bytes(piece[:8])!r}")
+            if body > self.body_limit:
+                raise FramingError(f"a body of {body} bytes is over the limit of {self.body_limit}")
+            if count and not self.buffer_limit:
+                raise FramingError("buffers are not allowed before the handshake")
+            self._stage, self._need = (1, 8 * count) if count else (2, body)
+        elif self._stage == 1:
+            self._lengths = struct.unpack(f"<{self._head[1]}Q", piece)
+            largest = max(self._lengths)
+            if largest > self.buffer_limit:
+                raise FramingError(f"a buffer of {largest} bytes is over the limit of {self.buffer_limit}")
+            self._stage, self._need = 2, self._head[2]
+        elif self._stage == 2:
+            if not self._head[1]:
+                self._emit(piece, frames)
+            else:
+                self._body = bytes(piece)
+                self._stage, self._need = 3, self._lengths[0]
+        else:
+            self._buffers.append(piece if owned else memoryview(bytearray(piece)))
+            if len(self._buffers) == self._head[1]:
+                self._emit(self._body, frames)
+            else:
+                self._need = self._lengths[len(self._buffers)]
+
+    def _emit(self, body: Buffer, frames: list[Frame]) -> None:
+        frames.append(Frame(body, self._buffers, self._head[3], self._head[4]))
+        self._buffers, self._body = [], b""
+        self._stage, self._need = 0, _HEADER.size
+
+
+class Codec:
+    """Messages to a body and buffers, and back, for one pair of directions.
+
+    Parameters
+    ----------
+    inbound
+        The union of messages that may arrive.
+    """
+
+    __slots__ = ("_buffers", "_decoder", "_encoder", "_incoming")
+
+    def __init__(self, inbound: Any) -> None:
+        self._buffers: list[Buffer] = []
+        self._incoming: list[memoryview] = []
+        self._encoder = msgspec.msgpack.Encoder(enc_hook=self._put)
+        self._decoder = msgspec.msgpack.Decoder(list[inbound], ext_hook=self._get)
+
+    def encode(self, messages: Sequence[Any]) -> tuple[bytes, list[Buffer]]:
+        """Return the body for ``messages`` and the buffers that go with it."""
+        self._buffers = []
+        body = self._encoder.encode(messages)
+        return body, self._buffers
+
+    def decode(self, body: Buffer, buffers: list[memoryview]) -> list[Any]:
+        """Return the messages of a frame.
+
+        Raises
+        ------
+        FramingError
+            If the body is no list of messages of this direction.
+        """
+        self._incoming = buffers
+        try:
+            messages: list[Any] = self._decoder.decode(body)
+        except (msgspec.DecodeError, IndexError, struct.error) as error:
+            raise FramingError(f"a message that is not of this protocol: {error}") from error
+        return messages
+
+    def _put(self, value: Any) -> Any:
+        if type(value) is Blob:
+            start = len(self._buffers)
+            self._buffers.extend(value.frames)
+            return msgspec.msgpack.Ext(_BLOB_CODE, _EXT.pack(start, len(value.frames)))
+        raise TypeError(f"{type(value).__name__} cannot stand in a message")
+
+    def _get(self, code: int, data: memoryview) -> Blob:
+        if code != _BLOB_CODE:
+            raise FramingError(f"unknown extension {code}")
+        start, count = _EXT.unpack(data)
+        if start + count > len(self._incoming):
+            raise FramingError("a message refers to a buffer that is not in its frame")
+        return Blob(self._incoming[start : start + count])

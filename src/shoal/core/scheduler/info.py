@@ -1,0 +1,150 @@
+"""Questions about the scheduler's state, answered with plain values. Nothing here changes anything.
+
+How to add one: write a function ``(core, **args) -> msgpack-able value`` and put it into :data:`QUESTIONS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, Final
+
+from shoal.core.scheduler.roster import WorkerRecord
+from shoal.core.scheduler.task import Task
+from shoal.errors import UsageError
+
+if TYPE_CHECKING:
+    from shoal.core.scheduler.reactor import SchedulerCore
+
+
+def answer(core: SchedulerCore, what: str, args: dict[str, Any]) -> Any:
+    """Answer the question ``what``.
+
+    Raises
+    ------
+    UsageError
+        If there is no such question.
+    """
+    function = QUESTIONS.get(what)
+    if function is None:
+        raise UsageError(f"the scheduler cannot be asked for {what!r}; it knows {', '.join(sorted(QUESTIONS))}")
+    return function(core, **args)
+
+
+def _workers(core: SchedulerCore, names: Iterable[str] | None) -> list[WorkerRecord]:
+    workers = core.state.workers.values()
+    if names is None:
+        return list(workers)
+    wanted = list(names)
+    return [w for w in workers if any(w.answers_to(name) for name in wanted)]
+
+
+def _tasks(core: SchedulerCore, keys: Iterable[str] | None) -> Iterable[Task]:
+    if keys is None:
+        return core.state.tasks.values()
+    return [core.state.tasks[key] for key in keys if key in core.state.tasks]
+
+
+def identity(core: SchedulerCore, n_workers: int = -1) -> dict[str, Any]:
+    """Who the scheduler is and which workers it has."""
+    workers = list(core.state.workers.values())
+    if n_workers >= 0:
+        workers = workers[:n_workers]
+    return {
+        "type": "Scheduler",
+        "id": core.id,
+        "started": core.started,
+        "n_workers": len(core.state.workers),
+        "total_threads": core.state.total_nthreads,
+        "total_memory": sum(w.memory_limit for w in core.state.workers.values()),
+        "workers": {w.address: worker_identity(core, w) for w in workers},
+    }
+
+
+def worker_identity(core: SchedulerCore, worker: WorkerRecord) -> dict[str, Any]:
+    return {
+        "type": "Worker",
+        "id": worker.name,
+        "server_id": worker.id,
+        "name": worker.name,
+        "host": worker.host,
+        "pid": worker.pid,
+        "nthreads": worker.nthreads,
+        "memory_limit": worker.memory_limit,
+        "resources": dict(worker.resources),
+        "local_directory": worker.local_directory,
+        "last_seen": worker.last_seen,
+        "status": worker.state.label,
+        "nanny": worker.slot if worker.slot in core.state.nannies else None,
+        "metrics": worker.metrics,
+        "nbytes": worker.nbytes,
+        "processing": len(worker.processing),
+        "in_memory": len(worker.has_what),
+        "occupancy": worker.occupancy,
+    }
+
+
+def who_has(core: SchedulerCore, keys: list[str] | None = None) -> dict[str, list[str]]:
+    """Addresses of the workers that hold each key."""
+    found = {task.key: [w.address for w in task.who_has or ()] for task in _tasks(core, keys)}
+    for key in keys or ():
+        found.setdefault(key, [])
+    return found
+
+
+def holders(core: SchedulerCore, keys: list[str]) -> dict[str, list[list[Any]]]:
+    """As :func:`who_has`, with ids and all addresses, for those who will fetch."""
+    return {task.key: [[w.id, w.addresses] for w in task.who_has or ()] for task in _tasks(core, keys)}
+
+
+def has_what(core: SchedulerCore, workers: list[str] | None = None) -> dict[str, list[str]]:
+    return {w.address: [task.key for task in w.has_what] for w in _workers(core, workers)}
+
+
+def nthreads(core: SchedulerCore, workers: list[str] | None = None) -> dict[str, int]:
+    return {w.address: w.nthreads for w in _workers(core, workers)}
+
+
+def processing(core: SchedulerCore, workers: list[str] | None = None) -> dict[str, list[str]]:
+    return {w.address: [task.key for task in w.processing] for w in _workers(core, workers)}
+
+
+def nbytes(core: SchedulerCore, keys: list[str] | None = None, summary: bool = True) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for task in _tasks(core, keys):
+        if task.nbytes >= 0:
+            name = task.prefix.name if summary else task.key
+            found[name] = found.get(name, 0) + task.nbytes
+    return found
+
+
+def put_targets(core: SchedulerCore, workers: list[str] | None = None) -> list[list[Any]]:
+    """Workers that may be given data, the emptiest first: id, addresses, threads."""
+    usable = sorted((w for w in _workers(core, workers) if w.running), key=lambda w: (w.nbytes, w.id))
+    return [[w.id, w.addresses, w.nthreads] for w in usable]
+
+
+def counts(core: SchedulerCore) -> dict[str, Any]:
+    """How many tasks are in each state, by prefix."""
+    found: dict[str, dict[str, int]] = {}
+    for task in core.state.tasks.values():
+        states = found.setdefault(task.prefix.name, {})
+        states[task.state.label] = states.get(task.state.label, 0) + 1
+    return found
+
+
+def story(core: SchedulerCore, keys: list[str]) -> list[list[Any]]:
+    return [list(row) for row in core.state.story_of(*keys)]
+
+
+QUESTIONS: Final[dict[str, Callable[..., Any]]] = {
+    "identity": identity,
+    "who_has": who_has,
+    "holders": holders,
+    "has_what": has_what,
+    "nthreads": nthreads,
+    "processing": processing,
+    "nbytes": nbytes,
+    "put_targets": put_targets,
+    "counts": counts,
+    "story": story,
+}

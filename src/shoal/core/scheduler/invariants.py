@@ -1,0 +1,89 @@
+"""Re-derive every index of the scheduler from first principles, and compare.
+
+Run after every event in tests and simulation; on in production with ``distributed.scheduler.validate``.
+"""
+
+from __future__ import annotations
+
+import math
+
+from shoal.core.scheduler.state import SchedulerState
+from shoal.core.scheduler.task import Task, TaskState
+from shoal.errors import InvariantViolation
+
+
+def check(state: SchedulerState) -> None:
+    """Compare all indexes with the records.
+
+    Raises
+    ------
+    InvariantViolation
+        At the first disagreement, with the story of the task concerned.
+    """
+    queued = 0
+    functions: dict[str, int] = {}
+    for key, task in state.tasks.items():
+        _require(task.key == key, state, task, "is filed under another key")
+        _check_task(state, task)
+        queued += task.state is TaskState.QUEUED
+        if task.fn:
+            functions[task.fn] = functions.get(task.fn, 0) + 1
+    if queued != state.queue.size:
+        raise InvariantViolation(f"{queued} tasks are queued, the queue counts {state.queue.size}")
+    for fn, record in state.functions.items():
+        if record.n_tasks != functions.get(fn, 0):
+            raise InvariantViolation(f"function {fn} counts {record.n_tasks} tasks, there are {functions.get(fn, 0)}")
+    for task in state.stranded:
+        _require(task.state is TaskState.NO_WORKER, state, task, "is stranded but not in no-worker")
+    if state.total_nthreads != sum(w.nthreads for w in state.workers.values()):
+        raise InvariantViolation(f"total_nthreads is {state.total_nthreads}")
+    for worker in state.workers.values():
+        for task in worker.processing:
+            _require(task.worker is worker, state, task, f"is in processing of {worker.name} but not assigned to it")
+        for task in worker.has_what:
+            _require(worker in (task.who_has or ()), state, task, f"is in has_what of {worker.name} only")
+        nbytes = sum(max(task.nbytes, 0) for task in worker.has_what)
+        occupancy = sum(task.estimate for task in worker.processing)
+        if worker.nbytes != nbytes or not math.isclose(worker.occupancy, occupancy, abs_tol=1e-6):
+            raise InvariantViolation(f"{worker!r}: nbytes should be {nbytes}, occupancy {occupancy}")
+    for client in state.clients.values():
+        for task in client.wants:
+            _require(client in (task.who_wants or ()), state, task, f"is wanted by {client.id} on one side only")
+
+
+def _check_task(state: SchedulerState, task: Task) -> None:
+    s = task.state
+    _require(s is not TaskState.FORGOTTEN, state, task, "is forgotten but still known")
+    _require((task.worker is not None) == (s is TaskState.PROCESSING), state, task, "assigned, or not processing")
+    _require(bool(task.who_has) == (s is TaskState.MEMORY), state, task, "copies, or not in memory")
+    _require((s is TaskState.ERRED) == (task.error is not None), state, task, "an error, or not erred")
+    if task.worker is not None:
+        _require(task in task.worker.processing, state, task, "is not in its worker's processing")
+        _require(task.worker.id in state.workers, state, task, "is assigned to a worker that left")
+    for worker in task.who_has or ():
+        _require(task in worker.has_what, state, task, f"is not in has_what of {worker.name}")
+    waiters = sum(1 for dependent in task.dependents or () if dependent.active)
+    _require(task.n_waiters == waiters, state, task, f"counts {task.n_waiters} waiters, there are {waiters}")
+    if task.active:
+        missing = [dep.key for dep in task.deps if dep.state is not TaskState.MEMORY]
+        if s is TaskState.WAITING:
+            _require(task.n_waiting == len(missing), state, task, f"counts {task.n_waiting} missing, not {missing}")
+            _require(bool(missing), state, task, "waits for nothing")
+        else:
+            _require(not missing, state, task, f"lacks {missing}")
+        for dep in task.deps:
+            _require(dep.active or dep.state is TaskState.MEMORY, state, task, f"needs {dep!r}, which is not under way")
+    elif s is not TaskState.RELEASED:
+        _require(task.needed, state, task, "is kept for nobody")
+    else:
+        _require(not task.needed, state, task, "is needed but released")
+        _require(bool(task.dependents), state, task, "is released, and nothing depends on it")
+    _require((s is TaskState.NO_WORKER) == (task in state.stranded), state, task, "stranded, or not in no-worker")
+    for dep in task.deps:
+        _require(task in (dep.dependents or ()), state, task, f"is not among the dependents of {dep.key}")
+
+
+def _require(truth: bool, state: SchedulerState, task: Task, what: str) -> None:
+    if not truth:
+        told = "".join(f"\n  {row}" for row in state.story_of(task.key)[-20:])
+        raise InvariantViolation(f"{task!r} {what}{told}")

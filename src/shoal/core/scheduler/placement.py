@@ -1,0 +1,83 @@
+"""Where a task goes: a pure choice that reads the state and changes nothing.
+
+A task without inputs goes to the least loaded worker with room. One with inputs goes where it would start soonest:
+the wait for a thread there plus the time to bring the inputs that are not there. Only the holders of its inputs and
+the least loaded worker are compared, never all workers. Ties go by bytes held, then by id.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import islice
+from typing import TYPE_CHECKING, Final
+
+from shoal.core.scheduler.roster import WorkerRecord
+from shoal.core.scheduler.task import Task
+
+if TYPE_CHECKING:
+    from shoal.core.scheduler.state import SchedulerState
+
+#: Holders of one input that are looked at; an input with more copies than this is nearly everywhere.
+HOLDERS_COMPARED: Final = 16
+#: Seconds that one transfer takes before its first byte.
+TRANSFER_LATENCY: Final = 0.001
+
+
+def is_restricted(task: Task) -> bool:
+    """Whether not every worker may run ``task``."""
+    options = task.options
+    return options is not None and bool(options.workers or options.resources)
+
+
+def allowed(task: Task, worker: WorkerRecord) -> bool:
+    """Whether ``worker`` may run ``task``, by its restrictions and the worker's total resources."""
+    options = task.options
+    if options is None:
+        return True
+    if options.resources and any(worker.resources.get(name, 0) < need for name, need in options.resources.items()):
+        return False
+    return (
+        not options.workers or options.allow_other_workers or any(worker.answers_to(name) for name in options.workers)
+    )
+
+
+def is_rootish(state: SchedulerState, task: Task) -> bool:
+    """Whether it matters little where ``task`` runs: it has no inputs, or a few that very many others share."""
+    many = 2 * state.total_nthreads + 4
+    return len(task.deps) <= 4 and all(len(dep.dependents or ()) > many for dep in task.deps)
+
+
+def choose(state: SchedulerState, task: Task) -> WorkerRecord | None:
+    """Return the worker for a task with inputs or restrictions, or None where none may run it."""
+    if is_restricted(task):
+        candidates = [w for w in state.workers.values() if w.running and allowed(task, w)]
+        options = task.options
+        if options is not None and options.workers and options.allow_other_workers:
+            preferred = [w for w in candidates if any(w.answers_to(name) for name in options.workers)]
+            candidates = preferred or candidates
+        return _soonest(state, task, candidates)
+    found: dict[WorkerRecord, None] = {}
+    for dep in task.deps:
+        for worker in islice(dep.who_has or (), HOLDERS_COMPARED):
+            if worker.running:
+                found[worker] = None
+    least = state.open.best()
+    if least is not None:
+        found[least] = None
+    if not found:
+        found = dict.fromkeys(w for w in state.workers.values() if w.running)
+    return _soonest(state, task, found)
+
+
+def _soonest(state: SchedulerState, task: Task, candidates: Iterable[WorkerRecord]) -> WorkerRecord | None:
+    best: WorkerRecord | None = None
+    best_cost: tuple[float, int, str] = (0.0, 0, "")
+    for worker in candidates:
+        wait = worker.occupancy / worker.nthreads
+        for dep in task.deps:
+            if worker not in (dep.who_has or ()):
+                wait += TRANSFER_LATENCY + max(dep.nbytes, 0) / state.bandwidth
+        cost = (wait, worker.nbytes, worker.id)
+        if best is None or cost < best_cost:
+            best, best_cost = worker, cost
+    return best

@@ -1,0 +1,90 @@
+"""Two heaps: tasks that wait for a free worker, and workers that have room.
+
+Both are lazy: an entry that has become wrong is dropped or corrected when it comes to the top, so that no change
+elsewhere has to find it. Each operation is O(log n).
+"""
+
+from __future__ import annotations
+
+from heapq import heappop, heappush, heapreplace
+
+from shoal.core.scheduler.roster import WorkerRecord
+from shoal.core.scheduler.task import Task, TaskState
+
+
+class TaskQueue:
+    """Tasks in state ``queued``, by priority."""
+
+    __slots__ = ("_heap", "_seq", "size")
+
+    def __init__(self) -> None:
+        self._heap: list[tuple[tuple[int, int, int], int, Task]] = []
+        self._seq = 0
+        self.size = 0
+
+    def push(self, task: Task) -> None:
+        self._seq += 1
+        task.seq = self._seq
+        self.size += 1
+        heappush(self._heap, (task.priority, self._seq, task))
+
+    def discard(self, task: Task) -> None:
+        """Take note that ``task`` has left the queued state; its entry goes when it surfaces."""
+        task.seq = 0
+        self.size -= 1
+
+    def peek(self) -> Task | None:
+        heap = self._heap
+        while heap:
+            _, seq, task = heap[0]
+            if task.seq == seq and task.state is TaskState.QUEUED:
+                return task
+            heappop(heap)
+        return None
+
+    def tasks(self) -> list[Task]:
+        """All queued tasks, in no particular order."""
+        return [task for _, seq, task in self._heap if task.seq == seq and task.state is TaskState.QUEUED]
+
+
+class OpenWorkers:
+    """Running workers that may be given more tasks, the least loaded first.
+
+    A worker has room while it has fewer tasks than ``worker-saturation`` asks for, or less work than ``backlog``
+    seconds: short tasks are sent ahead in bulk, long ones wait on the scheduler for whoever is free first.
+    """
+
+    __slots__ = ("_heap", "backlog")
+
+    def __init__(self, backlog: float) -> None:
+        self._heap: list[tuple[float, str, WorkerRecord]] = []
+        self.backlog = backlog
+
+    def has_room(self, worker: WorkerRecord) -> bool:
+        return worker.running and (
+            len(worker.processing) < worker.slots or worker.occupancy < self.backlog * worker.nthreads
+        )
+
+    def note(self, worker: WorkerRecord) -> None:
+        """Take note that ``worker`` may have room now, or has become idle."""
+        load = worker.load
+        if (worker.heap_load is None or load < 0.5 * worker.heap_load) and self.has_room(worker):
+            worker.heap_load = load
+            heappush(self._heap, (load, worker.id, worker))
+
+    def best(self) -> WorkerRecord | None:
+        """The least loaded worker with room, or None."""
+        heap = self._heap
+        while heap:
+            load, _, worker = heap[0]
+            if worker.heap_load != load:
+                heappop(heap)
+            elif not self.has_room(worker):
+                heappop(heap)
+                worker.heap_load = None
+            elif load != (now := worker.load):
+                worker.heap_load = now
+                heapreplace(heap, (now, worker.id, worker))
+            else:
+                return worker
+        return None

@@ -1,0 +1,175 @@
+"""Who is connected: workers, the slots that they live in, nannies and clients.
+
+Rules: tables are keyed by id, never by address. A worker record that has left is never used again; a message that
+still carries its id changes nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from enum import IntEnum, auto
+from typing import Any, Final
+
+from shoal.core.machine import Table
+from shoal.core.scheduler.task import Task
+from shoal.ids import ClientId, SlotId, WorkerId
+
+
+class WorkerState(IntEnum):
+    """Where a worker is in its life."""
+
+    #: Its link is open; it has not registered.
+    JOINING = 0
+    #: Takes tasks.
+    RUNNING = auto()
+    #: Takes none for now (memory).
+    PAUSED = auto()
+    #: Told to go; its data is being moved.
+    LEAVING = auto()
+    #: Gone for good.
+    LEFT = auto()
+
+    @property
+    def label(self) -> str:
+        return {"joining": "init", "leaving": "closing_gracefully", "left": "closed"}.get(
+            self.name.lower(), self.name.lower()
+        )
+
+
+class WorkerEvent(IntEnum):
+    """What happens to a worker."""
+
+    REGISTER = 0
+    PAUSE = auto()
+    RESUME = auto()
+    RETIRE = auto()
+    KEEP = auto()
+    REMOVE = auto()
+
+
+_S, _E = WorkerState, WorkerEvent
+WORKER: Final = Table(
+    "worker",
+    WorkerState,
+    WorkerEvent,
+    WorkerState.JOINING,
+    {
+        (_S.JOINING, _E.REGISTER): _S.RUNNING,
+        (_S.JOINING, _E.REMOVE): _S.LEFT,
+        (_S.RUNNING, _E.PAUSE): _S.PAUSED,
+        (_S.PAUSED, _E.RESUME): _S.RUNNING,
+        (_S.RUNNING, _E.RETIRE): _S.LEAVING,
+        (_S.PAUSED, _E.RETIRE): _S.LEAVING,
+        (_S.LEAVING, _E.KEEP): _S.RUNNING,
+        (_S.RUNNING, _E.REMOVE): _S.LEFT,
+        (_S.PAUSED, _E.REMOVE): _S.LEFT,
+        (_S.LEAVING, _E.REMOVE): _S.LEFT,
+    },
+    terminal=[_S.LEFT],
+)
+
+
+class WorkerRecord:
+    """One worker process."""
+
+    __slots__ = (
+        "addresses", "functions", "has_what", "heap_load", "host", "id", "last_seen", "local_directory", "memory_limit",
+        "metrics", "name", "nbytes", "nthreads", "occupancy", "out", "out_free", "peers", "pid", "processing",
+        "resources", "slot", "slots", "state",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        id: WorkerId,
+        name: str,
+        slot: SlotId,
+        addresses: list[str],
+        nthreads: int,
+        saturation: float,
+        memory_limit: int = 0,
+        host: str = "",
+        pid: int = 0,
+        local_directory: str = "",
+        resources: dict[str, float] | None = None,
+    ) -> None:
+        self.id, self.name, self.slot = id, name, slot
+        self.addresses, self.host, self.pid = addresses, host, pid
+        self.nthreads, self.memory_limit = nthreads, memory_limit
+        self.local_directory = local_directory
+        self.resources = resources or {}
+        self.state = WorkerState.JOINING
+        #: Tasks assigned at the same time, however long each takes.
+        self.slots = 1_000_000_000 if math.isinf(saturation) else max(1, math.ceil(nthreads * saturation))
+        self.processing: dict[Task, None] = {}
+        self.has_what: dict[Task, None] = {}
+        #: Seconds of work assigned.
+        self.occupancy = 0.0
+        #: Bytes of results held.
+        self.nbytes = 0
+        #: Functions and peers that it was told of, so that each is sent once.
+        self.functions: set[str] = set()
+        self.peers: set[str] = set()
+        #: Messages of this turn, in order; keys to free go last.
+        self.out: list[Any] = []
+        self.out_free: dict[str, None] = {}
+        #: The load under which it stands in the heap of open workers; None where it does not.
+        self.heap_load: float | None = None
+        self.metrics: dict[str, Any] = {}
+        self.last_seen = 0.0
+
+    @property
+    def address(self) -> str:
+        """The address that users see."""
+        return self.addresses[0] if self.addresses else self.id
+
+    @property
+    def load(self) -> float:
+        """Seconds until a thread is free."""
+        return self.occupancy / self.nthreads
+
+    @property
+    def running(self) -> bool:
+        return self.state is WorkerState.RUNNING
+
+    def answers_to(self, name: str) -> bool:
+        """Whether a user who writes ``name`` (name, address, host or id) means this worker."""
+        return name in (self.name, self.host, self.id) or name in self.addresses
+
+    def __lt__(self, other: WorkerRecord) -> bool:
+        return self.id < other.id
+
+    def __repr__(self) -> str:
+        return (
+            f"<Worker {self.name} {self.state.label} processing={len(self.processing)} "
+            f"has={len(self.has_what)} occupancy={self.occupancy:.3g}s>"
+        )
+
+
+class ClientRecord:
+    """One client."""
+
+    __slots__ = ("functions", "id", "name", "out", "wants")
+
+    def __init__(self, id: ClientId, name: str = "") -> None:
+        self.id = id
+        self.name = name
+        self.wants: dict[Task, None] = {}
+        #: Functions that it sent and may refer to.
+        self.functions: set[str] = set()
+        self.out: list[Any] = []
+
+    def __repr__(self) -> str:
+        return f"<Client {self.id} wants={len(self.wants)}>"
+
+
+class NannyRecord:
+    """One nanny: a slot, and the worker that lives there now."""
+
+    __slots__ = ("host", "id", "name", "pid", "worker")
+
+    def __init__(self, id: SlotId, name: str, host: str, pid: int) -> None:
+        self.id, self.name, self.host, self.pid = id, name, host, pid
+        self.worker: WorkerId | None = None
+
+    def __repr__(self) -> str:
+        return f"<Nanny {self.name} worker={self.worker}>"

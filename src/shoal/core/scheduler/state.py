@@ -1,0 +1,592 @@
+"""The scheduler's tables, and the only code that changes them.
+
+Theory: the reactor says what happened; the methods here carry it through the tables, one transition at a time. A
+transition never recurses into another task: it puts tasks on one of two work-lists, ``_ready`` (inputs are there,
+needs a worker) and ``_loose`` (perhaps nobody needs it), which :meth:`SchedulerState.settle` empties before the
+turn ends. Messages are gathered on the record of their receiver and leave when the turn ends, many tasks in one.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any
+
+from shoal.core.effects import Effect, Send
+from shoal.core.scheduler import placement
+from shoal.core.scheduler.queues import OpenWorkers, TaskQueue
+from shoal.core.scheduler.roster import WORKER, ClientRecord, NannyRecord, WorkerEvent, WorkerRecord, WorkerState
+from shoal.core.scheduler.task import TASK, Task, TaskEvent, TaskPrefix, TaskState
+from shoal.ids import ClientId, SlotId, WorkerId, key_prefix
+from shoal.messages import (
+    Compute,
+    ComputeTask,
+    Dep,
+    Done,
+    FreeKeys,
+    KeyErred,
+    KeysCancelled,
+    KeysDone,
+    KeysRestarted,
+    KilledTask,
+    Options,
+    TaskError,
+    TaskSpec,
+)
+
+
+class Settings:
+    """What the configuration says, as the cores need it: plain values, read once."""
+
+    __slots__ = (
+        "allowed_failures", "backlog", "bandwidth", "durations", "heartbeat_interval", "saturation", "story_length",
+        "unknown_duration", "validate", "worker_ttl",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        allowed_failures: int = 3,
+        saturation: float = 1.1,
+        backlog: float = 0.02,
+        bandwidth: float = 100e6,
+        unknown_duration: float = 0.5,
+        durations: dict[str, float] | None = None,
+        worker_ttl: float | None = 300.0,
+        heartbeat_interval: float = 1.0,
+        story_length: int = 100_000,
+        validate: bool = False,
+    ) -> None:
+        self.allowed_failures = allowed_failures
+        self.saturation = saturation
+        self.backlog = backlog
+        self.bandwidth = bandwidth
+        self.unknown_duration = unknown_duration
+        self.durations = durations or {}
+        self.worker_ttl = worker_ttl
+        self.heartbeat_interval = heartbeat_interval
+        self.story_length = story_length
+        self.validate = validate
+
+
+class FunctionRecord:
+    """A function in its pickled form, kept while a client may refer to it or a task needs it."""
+
+    __slots__ = ("clients", "n_tasks", "payload")
+
+    def __init__(self, payload: Any) -> None:
+        self.payload = payload
+        self.clients: set[ClientId] = set()
+        self.n_tasks = 0
+
+
+def _lost_error(key: str) -> TaskError:
+    return TaskError(None, None, f"LostDataError: its input {key!r} was scattered and its last copy is gone")
+
+
+class SchedulerState:
+    """Tasks, workers, nannies, clients, and their indexes."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.bandwidth = settings.bandwidth
+        self.tasks: dict[str, Task] = {}
+        self.prefixes: dict[str, TaskPrefix] = {}
+        self.functions: dict[str, FunctionRecord] = {}
+        self.workers: dict[WorkerId, WorkerRecord] = {}
+        self.nannies: dict[SlotId, NannyRecord] = {}
+        self.clients: dict[ClientId, ClientRecord] = {}
+        self.queue = TaskQueue()
+        self.open = OpenWorkers(settings.backlog)
+        #: Tasks that no worker may run, as an ordered set.
+        self.stranded: dict[Task, None] = {}
+        self.total_nthreads = 0
+        self.generation = 0
+        #: (key, before, event, after, stimulus, when), the newest last.
+        self.story: deque[tuple[str, str, str, str, str, float]] = deque(maxlen=settings.story_length)
+        self.transitions = 0
+        self.stimulus = ""
+        self.now = 0.0
+        self._ready: list[Task] = []
+        self._loose: list[Task] = []
+        self._speakers: dict[WorkerRecord | ClientRecord, None] = {}
+
+    # -------------------------------------------------------------------------------------------- transitions
+
+    def _advance(self, task: Task, event: TaskEvent) -> None:
+        before = task.state
+        after = TASK.advance(before, event, task.key, self.story_of(task.key) if before is TaskState.FORGOTTEN else ())
+        task.state = after
+        self.transitions += 1
+        self.story.append((task.key, before.label, event.name, after.label, self.stimulus, self.now))
+        if before is TaskState.QUEUED:
+            self.queue.discard(task)
+        elif before is TaskState.NO_WORKER:
+            del self.stranded[task]
+
+    def story_of(self, *keys_or_stimuli: str) -> list[tuple[str, str, str, str, str, float]]:
+        """The rows of the story that concern these keys or stimuli."""
+        wanted = set(keys_or_stimuli)
+        return [row for row in self.story if row[0] in wanted or row[4] in wanted]
+
+    def prefix(self, key: str) -> TaskPrefix:
+        head = key.rpartition("-")[0]
+        found = self.prefixes.get(head)
+        if found is None:
+            name = key_prefix(key)
+            found = self.prefixes.get(name)
+            if found is None:
+                found = self.prefixes[name] = TaskPrefix(name, self.settings.durations.get(name))
+        return found
+
+    def define(self, spec: TaskSpec, options: Options, generation: int) -> tuple[Task, bool]:
+        """Return the task for ``spec``, and whether its recipe was taken from it."""
+        task = self.tasks.get(spec.key)
+        if task is None:
+            task = self.tasks[spec.key] = Task(spec.key, self.prefix(spec.key))
+        elif task.fn is not None or task.state is not TaskState.RELEASED:
+            return task, False
+        task.fn = spec.fn
+        task.payload = spec.payload
+        task.options = options
+        task.retries = options.retries
+        task.priority = (-options.priority, generation, spec.order)
+        if spec.fn:
+            function = self.functions.get(spec.fn)
+            if function is not None:
+                function.n_tasks += 1
+        return task, True
+
+    def link(self, task: Task, deps: list[str]) -> str | None:
+        """Tie a newly defined task to its inputs; return the key of one that is not known, if any."""
+        found = []
+        for key in dict.fromkeys(deps):
+            dep = self.tasks.get(key)
+            if dep is None or dep.lost:
+                return key
+            found.append(dep)
+        task.deps = tuple(found)
+        for dep in found:
+            if dep.dependents is None:
+                dep.dependents = {}
+            dep.dependents[task] = None
+        return None
+
+    def require(self, task: Task) -> None:
+        """See to it that a released task, and all that it needs, is on its way."""
+        stack = [task]
+        while stack:
+            t = stack.pop()
+            if t.state is not TaskState.RELEASED:
+                continue
+            self._advance(t, TaskEvent.REQUIRE)
+            missing = 0
+            failed: Task | None = None
+            for dep in t.deps:
+                dep.n_waiters += 1
+                if dep.state is not TaskState.MEMORY:
+                    missing += 1
+                    if dep.state is TaskState.ERRED or dep.lost:
+                        failed = dep
+                    elif dep.state is TaskState.RELEASED:
+                        stack.append(dep)
+            t.n_waiting = missing
+            if failed is not None:
+                self.fail(t, failed.error or _lost_error(failed.key), failed.origin or failed.key)
+            elif missing == 0:
+                self._ready.append(t)
+
+    def finish(
+        self, task: Task, worker: WorkerRecord, nbytes: int, type: str, value: Any = None, seconds: float | None = None
+    ) -> None:
+        """The worker that ``task`` is assigned to holds its result."""
+        self._unassign(task)
+        self._advance(task, TaskEvent.FINISH)
+        if seconds is not None:
+            task.prefix.learn(seconds)
+        task.nbytes, task.type = nbytes, type
+        self.add_replica(task, worker)
+        self._announce(task, value)
+        for dependent in task.dependents or ():
+            if dependent.state is TaskState.WAITING:
+                dependent.n_waiting -= 1
+                if dependent.n_waiting == 0:
+                    self._ready.append(dependent)
+        self._leave_active(task)
+        if not task.needed:
+            self._loose.append(task)
+
+    def scatter(self, task: Task, worker: WorkerRecord, nbytes: int, type: str) -> None:
+        """A client put the value of ``task`` on ``worker``."""
+        if task.state is TaskState.RELEASED:
+            self._advance(task, TaskEvent.SCATTER)
+            task.nbytes, task.type = nbytes, type
+        self.add_replica(task, worker)
+        self._announce(task, None)
+
+    def fail(self, task: Task, error: Any, origin: str) -> None:
+        """``task`` failed, and so do all active tasks that need it."""
+        stack = [task]
+        while stack:
+            t = stack.pop()
+            if not t.active:
+                continue
+            if t.state is TaskState.PROCESSING:
+                self._unassign(t)
+            self._advance(t, TaskEvent.FAIL)
+            t.error, t.origin = error, origin
+            self._leave_active(t)
+            for client in t.who_wants or ():
+                self.tell(client, self.bad_news(t))
+            stack.extend(t.dependents or ())
+            if not t.needed:
+                self._loose.append(t)
+
+    def bad_news(self, task: Task) -> Any:
+        """What a client is told of an erred task."""
+        error = task.error
+        if isinstance(error, TaskError):
+            return KeyErred(task.key, task.origin, error)
+        return KilledTask(task.key, task.origin, error, self.settings.allowed_failures)
+
+    def give_back(self, task: Task, tell_worker: bool = True) -> None:
+        """Take a processing task from its worker; it waits for its inputs, or for a worker, again."""
+        worker = task.worker
+        assert worker is not None
+        self._unassign(task)
+        if tell_worker:
+            self.free(worker, task.key)
+        self._advance(task, TaskEvent.RETURN)
+        task.n_waiting = sum(dep.state is not TaskState.MEMORY for dep in task.deps)
+        if task.n_waiting == 0:
+            self._ready.append(task)
+        for dep in task.deps:
+            if dep.state is TaskState.RELEASED and not dep.lost:
+                self.require(dep)
+
+    def lose_replica(self, task: Task, worker: WorkerRecord) -> None:
+        """``worker`` does not hold ``task`` any more; if nobody does, it is recomputed where that is possible."""
+        if task.who_has is None or worker not in task.who_has:
+            return
+        self._forget_replica(task, worker)
+        if task.who_has or task.state is not TaskState.MEMORY:
+            return
+        self._advance(task, TaskEvent.LOSE)
+        if not task.lost:
+            for client in task.who_wants or ():
+                self.tell_keys(client, KeysRestarted, task.key)
+        for dependent in tuple(task.dependents or ()):
+            if dependent.state is TaskState.WAITING:
+                dependent.n_waiting += 1
+            elif dependent.state in (TaskState.QUEUED, TaskState.NO_WORKER):
+                self._advance(dependent, TaskEvent.BLOCK)
+                dependent.n_waiting = 1
+            elif dependent.state is TaskState.PROCESSING:
+                self.give_back(dependent)
+        if task.lost:
+            self._lose_scattered(task, worker)
+        elif task.needed:
+            self.require(task)
+        else:
+            self._loose.append(task)
+
+    def _lose_scattered(self, task: Task, worker: WorkerRecord) -> None:
+        reason = (
+            f"scattered data {task.key!r} is lost: its last copy was on worker {worker.name!r} ({worker.address}), "
+            "which is gone. Scatter it again; broadcast=True keeps more copies"
+        )
+        for client in tuple(task.who_wants or ()):
+            self.unwant(client, task)
+            self.tell(client, KeysCancelled([task.key], reason, True))
+        for dependent in tuple(task.dependents or ()):
+            if dependent.active:
+                self.fail(dependent, _lost_error(task.key), task.key)
+        self._loose.append(task)
+
+    def _announce(self, task: Task, value: Any) -> None:
+        if task.who_wants:
+            for client in task.who_wants:
+                done = Done(task.key, task.nbytes, task.type, value)
+                if client.out and type(client.out[-1]) is KeysDone:
+                    client.out[-1].items.append(done)
+                else:
+                    self.tell(client, KeysDone([done]))
+
+    def _leave_active(self, task: Task) -> None:
+        for dep in task.deps:
+            dep.n_waiters -= 1
+            if dep.n_waiters == 0 and not dep.who_wants:
+                self._loose.append(dep)
+
+    # -------------------------------------------------------------------------------------------- wants
+
+    def want(self, client: ClientRecord, task: Task) -> None:
+        """``client`` wants ``task``: start it, or say how it stands."""
+        if task.who_wants is None:
+            task.who_wants = {}
+        task.who_wants[client] = None
+        client.wants[task] = None
+        if task.lost:
+            self.unwant(client, task)
+            self.tell(client, KeysCancelled([task.key], f"scattered data {task.key!r} is lost", True))
+        elif task.state is TaskState.RELEASED:
+            self.require(task)
+        elif task.state is TaskState.MEMORY:
+            self.tell(client, KeysDone([Done(task.key, task.nbytes, task.type)]))
+        elif task.state is TaskState.ERRED:
+            self.tell(client, self.bad_news(task))
+
+    def unwant(self, client: ClientRecord, task: Task) -> None:
+        """``client`` does not want ``task`` any more."""
+        client.wants.pop(task, None)
+        if task.who_wants:
+            task.who_wants.pop(client, None)
+        if not task.needed:
+            self._loose.append(task)
+
+    def cancel(self, client: ClientRecord, task: Task, force: bool, reason: str) -> None:
+        """Cancel ``task`` and what depends on it, for this client, or by force for all."""
+        stack, seen = [task], {task}
+        while stack:
+            t = stack.pop()
+            for other in tuple(t.who_wants or ()):
+                if force or other is client:
+                    self.unwant(other, t)
+                    self.tell(other, KeysCancelled([t.key], reason))
+            for dependent in t.dependents or ():
+                if dependent not in seen and dependent.state is not TaskState.MEMORY:
+                    seen.add(dependent)
+                    stack.append(dependent)
+
+    def retry(self, task: Task) -> None:
+        """Run an erred task again, and the erred inputs that made it fail."""
+        stack, erred = [task], {}
+        while stack:
+            t = stack.pop()
+            if t.state is TaskState.ERRED and t not in erred:
+                erred[t] = None
+                stack.extend(t.deps)
+        for t in erred:
+            self._advance(t, TaskEvent.RELEASE)
+            t.error, t.origin, t.deaths = None, "", None
+            t.retries = t.options.retries if t.options else 0
+            for client in t.who_wants or ():
+                self.tell_keys(client, KeysRestarted, t.key)
+        for t in erred:
+            if t.needed:
+                self.require(t)
+            else:
+                self._loose.append(t)
+
+    def _release(self, task: Task) -> None:
+        """Nobody needs ``task``: free it, and forget it if nothing could be recomputed from it."""
+        state = task.state
+        if state is TaskState.PROCESSING:
+            worker = task.worker
+            assert worker is not None
+            self._unassign(task)
+            self.free(worker, task.key)
+        if state is TaskState.MEMORY:
+            for worker in tuple(task.who_has or ()):
+                self.free(worker, task.key)
+                self._forget_replica(task, worker)
+        if state is not TaskState.RELEASED:
+            was_active = task.active
+            self._advance(task, TaskEvent.RELEASE)
+            if was_active:
+                self._leave_active(task)
+        if task.dependents:
+            return
+        self._advance(task, TaskEvent.FORGET)
+        del self.tasks[task.key]
+        for dep in task.deps:
+            assert dep.dependents is not None
+            del dep.dependents[task]
+            if not dep.dependents and not dep.needed:
+                self._loose.append(dep)
+        if task.fn:
+            function = self.functions.get(task.fn)
+            if function is not None:
+                function.n_tasks -= 1
+                self._drop_function(task.fn, function)
+
+    def _drop_function(self, fn: str, function: FunctionRecord) -> None:
+        if function.n_tasks <= 0 and not function.clients:
+            del self.functions[fn]
+
+    def drop_functions(self, client: ClientRecord, fns: list[str]) -> None:
+        """``client`` will not refer to these functions again without sending them."""
+        for fn in fns:
+            client.functions.discard(fn)
+            function = self.functions.get(fn)
+            if function is not None:
+                function.clients.discard(client.id)
+                self._drop_function(fn, function)
+
+    # -------------------------------------------------------------------------------------------- replicas, workers
+
+    def add_replica(self, task: Task, worker: WorkerRecord) -> None:
+        if task.who_has is None:
+            task.who_has = {}
+        if worker not in task.who_has:
+            task.who_has[worker] = None
+            worker.has_what[task] = None
+            worker.nbytes += max(task.nbytes, 0)
+
+    def _forget_replica(self, task: Task, worker: WorkerRecord) -> None:
+        assert task.who_has is not None
+        del task.who_has[worker]
+        del worker.has_what[task]
+        worker.nbytes -= max(task.nbytes, 0)
+
+    def _unassign(self, task: Task) -> None:
+        worker = task.worker
+        assert worker is not None, task
+        task.worker = None
+        del worker.processing[task]
+        worker.occupancy = worker.occupancy - task.estimate if worker.processing else 0.0
+        self.open.note(worker)
+
+    def add_worker(self, worker: WorkerRecord) -> None:
+        """A worker registered: it may be given tasks."""
+        self.workers[worker.id] = worker
+        worker.state = WORKER.advance(worker.state, WorkerEvent.REGISTER, worker.id)
+        self.total_nthreads += worker.nthreads
+        self.open.note(worker)
+        self._ready.extend(self.stranded)
+
+    def remove_worker(self, worker: WorkerRecord) -> list[Task]:
+        """A worker is gone: its tasks go back, its results are found elsewhere or computed again.
+
+        Returns the tasks that were assigned to it.
+        """
+        worker.state = WORKER.advance(worker.state, WorkerEvent.REMOVE, worker.id)
+        del self.workers[worker.id]
+        self.total_nthreads -= worker.nthreads
+        worker.out.clear()
+        worker.out_free.clear()
+        self._speakers.pop(worker, None)
+        assigned = sorted(worker.processing)
+        for task in assigned:
+            self.give_back(task, tell_worker=False)
+        for task in tuple(worker.has_what):
+            self.lose_replica(task, worker)
+        return assigned
+
+    # -------------------------------------------------------------------------------------------- assignment
+
+    def settle(self) -> None:
+        """Carry everything through until nothing is left to decide in this turn."""
+        while self._loose or self._ready:
+            while self._loose:
+                task = self._loose.pop()
+                if not task.needed and task.state is not TaskState.FORGOTTEN:
+                    self._release(task)
+            ready, self._ready = self._ready, []
+            if len(ready) > 1:
+                ready.sort()
+            for task in ready:
+                if task.n_waiting == 0 and task.state in (TaskState.WAITING, TaskState.NO_WORKER):
+                    self._place(task)
+        self._drain_queue()
+
+    def _place(self, task: Task) -> None:
+        if not placement.is_restricted(task) and placement.is_rootish(self, task):
+            if self.total_nthreads:
+                self._advance(task, TaskEvent.ENQUEUE)
+                self.queue.push(task)
+                return
+            worker = None
+        else:
+            worker = placement.choose(self, task)
+        if worker is not None:
+            self._assign(task, worker)
+        elif task.state is TaskState.WAITING:
+            self._advance(task, TaskEvent.STRAND)
+            self.stranded[task] = None
+
+    def _drain_queue(self) -> None:
+        while self.queue.size:
+            worker = self.open.best()
+            if worker is None:
+                return
+            task = self.queue.peek()
+            assert task is not None, "the queue's size disagrees with its entries"
+            self._assign(task, worker)
+
+    def _assign(self, task: Task, worker: WorkerRecord) -> None:
+        self._advance(task, TaskEvent.ASSIGN)
+        task.worker = worker
+        task.attempt += 1
+        duration = task.prefix.duration
+        task.estimate = self.settings.unknown_duration if duration is None else max(duration, 1e-4)
+        worker.processing[task] = None
+        worker.occupancy += task.estimate
+        deps = [Dep(d.key, d.nbytes, [w.id for w in d.who_has or ()]) for d in task.deps] if task.deps else []
+        options = task.options
+        item = ComputeTask(
+            task.key,
+            task.attempt,
+            task.fn or "",
+            task.payload,
+            deps,
+            task.priority,
+            bool(task.who_wants),
+            options.resources if options is not None else None,
+        )
+        if task.key in worker.out_free:
+            self._flush_free(worker)
+        out = worker.out
+        if out and type(out[-1]) is Compute:
+            message = out[-1]
+            message.tasks.append(item)
+        else:
+            message = Compute([item], {}, {})
+            self.tell(worker, message)
+        if task.fn and task.fn not in worker.functions:
+            worker.functions.add(task.fn)
+            function = self.functions.get(task.fn)
+            message.functions[task.fn] = function.payload if function is not None else None
+        for dep in deps:
+            self.introduce(worker, dep.holders, message.peers)
+
+    def introduce(self, worker: WorkerRecord, holders: list[str], peers: dict[str, list[str]]) -> None:
+        """Put the addresses of peers that ``worker`` was not told of into ``peers``."""
+        for holder in holders:
+            if holder not in worker.peers:
+                worker.peers.add(holder)
+                record = self.workers.get(WorkerId(holder))
+                if record is not None:
+                    peers[holder] = record.addresses
+
+    # -------------------------------------------------------------------------------------------- messages
+
+    def free(self, worker: WorkerRecord, key: str) -> None:
+        """Have ``worker`` drop ``key``: the result, the copy, the assignment."""
+        if worker.state is not WorkerState.LEFT:
+            worker.out_free[key] = None
+            self._speakers[worker] = None
+
+    def _flush_free(self, worker: WorkerRecord) -> None:
+        if worker.out_free:
+            worker.out.append(FreeKeys(list(worker.out_free)))
+            worker.out_free.clear()
+
+    def tell(self, peer: WorkerRecord | ClientRecord, message: Any) -> None:
+        """Put ``message`` in line for ``peer``; it leaves when the turn ends."""
+        peer.out.append(message)
+        self._speakers[peer] = None
+
+    def tell_keys(self, client: ClientRecord, kind: type[KeysRestarted], key: str) -> None:
+        """As :meth:`tell`, joining a message of the same kind that stands last."""
+        if client.out and type(client.out[-1]) is kind:
+            client.out[-1].keys.append(key)
+        else:
+            self.tell(client, kind([key]))
+
+    def flush(self, effects: list[Effect]) -> None:
+        """Move the messages of this turn into ``effects``."""
+        for peer in self._speakers:
+            if isinstance(peer, WorkerRecord):
+                self._flush_free(peer)
+            effects.extend(Send(peer.id, message) for message in peer.out)
+            peer.out.clear()
+        self._speakers.clear()

@@ -1,0 +1,217 @@
+"""One link: hello, version, mutual proof of the cluster's secret, then messages.
+
+Nothing that a peer sends is looked at beyond its hello until it has proven that it knows the secret, and nothing of
+a user's is unpickled before. The proof is an HMAC over both nonces, both ids and both roles, so that it cannot be
+replayed on another link or turned around. Refusals are said in words before the link is closed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from enum import IntEnum, auto
+from typing import Any, Final
+
+from shoal.core.framing import BODY_LIMIT, BUFFER_LIMIT, Codec, Frame, FrameReader, FramingError
+from shoal.core.machine import Table
+from shoal.errors import HandshakeError
+from shoal.messages import PROTOCOL_VERSION, Challenge, Handshake, Hello, Proof, Refused, Welcome
+
+NONCE_BYTES: Final = 16
+
+
+class SessionState(IntEnum):
+    """Where a link is in its life."""
+
+    #: The dialler has said hello and waits for the challenge.
+    GREETING = 0
+    #: The listener waits for a hello.
+    LISTENING = auto()
+    #: The listener has challenged and waits for the proof.
+    CHALLENGING = auto()
+    #: The dialler has proven and waits to be welcomed.
+    PROVING = auto()
+    #: Both sides have proven the secret; messages flow.
+    OPEN = auto()
+    #: The end.
+    CLOSED = auto()
+
+
+class SessionEvent(IntEnum):
+    """What happens to a link."""
+
+    HELLO = 0
+    CHALLENGE = auto()
+    PROOF = auto()
+    WELCOME = auto()
+    CLOSE = auto()
+
+
+_S, _E = SessionState, SessionEvent
+SESSION: Final = Table(
+    "session",
+    SessionState,
+    SessionEvent,
+    SessionState.LISTENING,
+    {
+        (_S.LISTENING, _E.HELLO): _S.CHALLENGING,
+        (_S.CHALLENGING, _E.PROOF): _S.OPEN,
+        (_S.GREETING, _E.CHALLENGE): _S.PROVING,
+        (_S.PROVING, _E.WELCOME): _S.OPEN,
+        (_S.LISTENING, _E.CLOSE): _S.CLOSED,
+        (_S.CHALLENGING, _E.CLOSE): _S.CLOSED,
+        (_S.GREETING, _E.CLOSE): _S.CLOSED,
+        (_S.PROVING, _E.CLOSE): _S.CLOSED,
+        (_S.OPEN, _E.CLOSE): _S.CLOSED,
+    },
+    terminal=[_S.CLOSED],
+)
+
+
+class Session:
+    """The handshake and the codec of one end of a link.
+
+    Parameters
+    ----------
+    role, id
+        Who this end is.
+    secret
+        The cluster's secret.
+    nonce
+        Fresh random bytes (:data:`NONCE_BYTES` of them).
+    dialling
+        Whether this end opened the connection.
+    inbound
+        What may arrive once the link is open: ``{role of the peer: union of messages}``.
+    peer_role
+        For the dialler: which role must answer, or None where any may.
+    """
+
+    __slots__ = (
+        "_codec", "_handshake", "_inbound", "_nonce", "_secret", "_transcript", "dialling", "id", "peer_id",
+        "peer_role", "reader", "role", "state",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        role: str,
+        id: str,
+        secret: bytes,
+        nonce: bytes,
+        dialling: bool,
+        inbound: dict[str, Any],
+        reader: FrameReader,
+        peer_role: str | None = None,
+    ) -> None:
+        self.role, self.id, self.dialling = role, id, dialling
+        self.peer_role, self.peer_id = peer_role, ""
+        self.reader = reader
+        self.state = SessionState.GREETING if dialling else SessionState.LISTENING
+        self._secret, self._nonce, self._inbound = secret, nonce, inbound
+        self._handshake = Codec(Handshake)
+        self._codec: Codec | None = None
+        self._transcript = b""
+
+    @property
+    def open(self) -> bool:
+        return self.state is SessionState.OPEN
+
+    def hello(self) -> tuple[bytes, list[Any]]:
+        """The dialler's first words."""
+        return self._handshake.encode([Hello(PROTOCOL_VERSION, self.role, self.id, self._nonce)])
+
+    def refusal(self, reason: str) -> tuple[bytes, list[Any]]:
+        """What is said before a handshake is given up."""
+        return self._handshake.encode([Refused(reason)])
+
+    def close(self) -> None:
+        if self.state is not SessionState.CLOSED:
+            self._advance(SessionEvent.CLOSE)
+
+    def shake(self, frame: Frame) -> tuple[bytes, list[Any]] | None:
+        """Take a frame of the handshake; return what is to be answered, if anything.
+
+        Raises
+        ------
+        HandshakeError
+            If the peer cannot be let in, or refused this end: the link is to be closed, after the reason was sent.
+        FramingError
+            If the frame is no handshake at all.
+        """
+        messages = self._handshake.decode(frame.body, frame.buffers)
+        if len(messages) != 1:
+            raise FramingError("a handshake frame holds one message")
+        message = messages[0]
+        if isinstance(message, Refused):
+            raise HandshakeError(f"refused by the other side: {message.reason[:500]}")
+        state = self.state
+        if state is SessionState.LISTENING and isinstance(message, Hello):
+            return self._on_hello(message)
+        if state is SessionState.GREETING and isinstance(message, Challenge):
+            return self._on_challenge(message)
+        if state is SessionState.CHALLENGING and isinstance(message, Proof):
+            if not hmac.compare_digest(message.proof, self._prove("dialler")):
+                raise HandshakeError("wrong secret")
+            self._advance(SessionEvent.PROOF)
+            self._opened()
+            return self._handshake.encode([Welcome()])
+        if state is SessionState.PROVING and isinstance(message, Welcome):
+            self._advance(SessionEvent.WELCOME)
+            self._opened()
+            return None
+        raise FramingError(f"{type(message).__name__} out of turn while {state.name.lower()}")
+
+    def encode(self, messages: list[Any]) -> tuple[bytes, list[Any]]:
+        assert self._codec is not None, "the link is not open"
+        return self._codec.encode(messages)
+
+    def decode(self, frame: Frame) -> list[Any]:
+        assert self._codec is not None, "the link is not open"
+        return self._codec.decode(frame.body, frame.buffers)
+
+    def _on_hello(self, hello: Hello) -> tuple[bytes, list[Any]]:
+        self._check_version(hello.version)
+        if hello.role not in self._inbound:
+            raise HandshakeError(f"a {self.role} has no links with the role {hello.role[:40]!r}")
+        if len(hello.nonce) != NONCE_BYTES or not 0 < len(hello.id) <= 200:
+            raise FramingError("a hello without a proper nonce or id")
+        self.peer_role, self.peer_id = hello.role, hello.id
+        self._transcript = b"\0".join(
+            (hello.role.encode(), hello.id.encode(), hello.nonce, self.role.encode(), self.id.encode(), self._nonce)
+        )
+        self._advance(SessionEvent.HELLO)
+        return self._handshake.encode(
+            [Challenge(PROTOCOL_VERSION, self.role, self.id, self._nonce, self._prove("listener"))]
+        )
+
+    def _on_challenge(self, challenge: Challenge) -> tuple[bytes, list[Any]]:
+        self._check_version(challenge.version)
+        if challenge.role not in self._inbound or (self.peer_role is not None and challenge.role != self.peer_role):
+            raise HandshakeError(f"expected a {self.peer_role or 'known role'}, found a {challenge.role[:40]!r}")
+        self.peer_role, self.peer_id = challenge.role, challenge.id
+        self._transcript = b"\0".join(
+            (self.role.encode(), self.id.encode(), self._nonce)
+            + (challenge.role.encode(), challenge.id.encode(), challenge.nonce)
+        )
+        if not hmac.compare_digest(challenge.proof, self._prove("listener")):
+            raise HandshakeError("the other side does not know this cluster's secret")
+        self._advance(SessionEvent.CHALLENGE)
+        return self._handshake.encode([Proof(self._prove("dialler"))])
+
+    def _prove(self, side: str) -> bytes:
+        return hmac.digest(self._secret, side.encode() + b"\0" + self._transcript, hashlib.sha256)
+
+    def _check_version(self, theirs: int) -> None:
+        if theirs != PROTOCOL_VERSION:
+            raise HandshakeError(
+                f"protocol versions differ: {theirs} there, {PROTOCOL_VERSION} here; "
+                "install the same release of shoal on both sides"
+            )
+
+    def _opened(self) -> None:
+        assert self.peer_role is not None
+        self._codec = Codec(self._inbound[self.peer_role])
+        self.reader.raise_limits(BODY_LIMIT, BUFFER_LIMIT)
+
+    def _advance(self, event: SessionEvent) -> None:
+        self.state = SESSION.advance(self.state, event, f"{self.role} {self.id}")

@@ -1,0 +1,1 @@
+"""The worker's decisions: what to fetch, run, hold and drop."""

@@ -1,0 +1,102 @@
+"""Which copies to ask which peer for.
+
+At most one transfer for each peer at a time, a limit on transfers over all, and several keys in one request up to a
+byte limit. A peer that could not be reached is left alone for a growing while. The heaps of wanted keys are lazy: an
+entry whose key has been got elsewhere is dropped when it surfaces.
+"""
+
+from __future__ import annotations
+
+from heapq import heappop, heappush
+from typing import Final
+
+from shoal.core.effects import Fetch
+from shoal.core.worker.key import KeyRecord
+from shoal.core.worker.replica import ReplicaState
+
+#: Bytes asked for in one request (a single larger value is still asked for).
+MESSAGE_BYTES: Final = 50_000_000
+#: Transfers under way at the same time.
+TRANSFERS: Final = 50
+#: Seconds that an unreachable peer is left alone, doubled each time.
+BACKOFF_FIRST, BACKOFF_MOST = 0.05, 2.0
+
+
+class Fetcher:
+    """The plan of transfers."""
+
+    __slots__ = ("_backoff", "_idle", "_seq", "_wants", "in_flight", "peers")
+
+    def __init__(self) -> None:
+        #: Addresses by peer id.
+        self.peers: dict[str, list[str]] = {}
+        #: Keys under way, by peer.
+        self.in_flight: dict[str, dict[str, KeyRecord]] = {}
+        self._wants: dict[str, list[tuple[tuple[int, int, int], int, KeyRecord]]] = {}
+        self._idle: dict[str, None] = {}
+        #: When an unreachable peer may be tried again, and the pause after that.
+        self._backoff: dict[str, tuple[float, float]] = {}
+        self._seq = 0
+
+    def want(self, record: KeyRecord) -> None:
+        """``record`` entered ``fetch``: put it on the list of each of its holders."""
+        self._seq += 1
+        for peer in record.holders:
+            heappush(self._wants.setdefault(peer, []), (record.priority, self._seq, record))
+            if peer not in self.in_flight:
+                self._idle[peer] = None
+
+    def plan(self, now: float) -> list[tuple[Fetch, list[KeyRecord]]]:
+        """Choose transfers to begin; the caller advances their records."""
+        chosen: list[tuple[Fetch, list[KeyRecord]]] = []
+        for peer in tuple(self._idle):
+            if len(self.in_flight) >= TRANSFERS:
+                break
+            pause = self._backoff.get(peer)
+            if pause is not None and now < pause[0]:
+                continue
+            del self._idle[peer]
+            records = self._pick(peer)
+            if not records:
+                self._wants.pop(peer, None)
+                continue
+            self.in_flight[peer] = {record.key: record for record in records}
+            keys = [record.key for record in records]
+            chosen.append((Fetch(peer, self.peers.get(peer, []), keys, MESSAGE_BYTES), records))
+        return chosen
+
+    def _pick(self, peer: str) -> list[KeyRecord]:
+        heap = self._wants.get(peer, [])
+        picked: dict[KeyRecord, None] = {}
+        size = 0
+        while heap:
+            record = heap[0][2]
+            if record.replica is not ReplicaState.FETCH or peer not in record.holders or record in picked:
+                heappop(heap)
+                continue
+            if picked and size + record.nbytes > MESSAGE_BYTES:
+                break
+            heappop(heap)
+            picked[record] = None
+            size += max(record.nbytes, 0)
+        return list(picked)
+
+    def ended(self, peer: str) -> dict[str, KeyRecord]:
+        """The transfer from ``peer`` ended; return what was under way."""
+        records = self.in_flight.pop(peer, {})
+        if self._wants.get(peer):
+            self._idle[peer] = None
+        return records
+
+    def reached(self, peer: str) -> None:
+        self._backoff.pop(peer, None)
+
+    def unreachable(self, peer: str, now: float) -> None:
+        """Leave ``peer`` alone for a while."""
+        pause = self._backoff.get(peer, (0.0, BACKOFF_FIRST))[1]
+        self._backoff[peer] = (now + pause, min(2 * pause, BACKOFF_MOST))
+
+    def deadline(self) -> float | None:
+        """When a peer that is left alone may be tried again, if one has work waiting."""
+        due = [self._backoff[peer][0] for peer in self._idle if peer in self._backoff and self._wants.get(peer)]
+        return min(due, default=None)

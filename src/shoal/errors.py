@@ -1,0 +1,138 @@
+"""Every error that shoal raises, in one tree, with the blame in the branch.
+
+::
+
+    ShoalError
+    ├── UsageError (ValueError)              the caller's fault, at the call that caused it
+    │   ├── ForeignFutureError               a future of another client
+    │   └── ConfigurationError               an option or limit that makes no sense
+    ├── SerializationError (TypeError)       a function, argument or result that cannot travel
+    ├── LinkError (OSError)                  a peer's or the network's fault
+    │   ├── LinkClosedError
+    │   ├── ConnectError                     nobody answered: says what was tried, and for how long
+    │   └── HandshakeError                   version, secret or role were refused; retrying is useless
+    ├── TaskError
+    │   ├── KilledWorker                     the workers that ran the task died
+    │   ├── LostDataError                    scattered data whose last copy is gone
+    │   └── FutureCancelledError (CancelledError)
+    ├── StartError                           a process did not come up
+    └── InternalError                        our bug: carries the story that led to it
+        ├── IllegalTransition
+        └── InvariantViolation
+
+The message of each says what happened, to which key, on which worker, and what to do.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import CancelledError
+from typing import Any
+
+
+class ShoalError(Exception):
+    """Base of all errors of shoal."""
+
+
+class UsageError(ShoalError, ValueError):
+    """A call was made with arguments that cannot work."""
+
+
+class ForeignFutureError(UsageError):
+    """A future of another client, or of one that is closed, was used as an input."""
+
+
+class ConfigurationError(UsageError):
+    """An option, limit or file makes no sense or is not safe to use."""
+
+
+class ClosedClientError(ShoalError):
+    """The client is closed. Make a new one to go on."""
+
+
+class SerializationError(ShoalError, TypeError):
+    """A function, an argument or a result cannot be turned into bytes, or back."""
+
+
+class LinkError(ShoalError, OSError):
+    """A connection to another process failed."""
+
+
+class LinkClosedError(LinkError):
+    """The connection was closed while an answer was awaited."""
+
+
+class ConnectError(LinkError):
+    """Nobody could be reached at an address."""
+
+
+class HandshakeError(LinkError):
+    """The other side refused this one, or could not prove that it belongs to the cluster."""
+
+
+class TaskError(ShoalError):
+    """A task could not give its result."""
+
+
+class KilledWorker(TaskError):
+    """The workers that ran a task died, more often than ``distributed.scheduler.allowed-failures``."""
+
+    def __init__(self, task: str, deaths: list[str] | None = None, allowed_failures: int = 0) -> None:
+        self.task = task
+        #: One line for each death: worker, reason, what else ran there.
+        self.deaths = list(deaths or [])
+        self.allowed_failures = allowed_failures
+        super().__init__(task, self.deaths, allowed_failures)
+
+    def __str__(self) -> str:
+        lines = "".join(f"\n  - {death}" for death in self.deaths)
+        return (
+            f"task {self.task!r} was running on {len(self.deaths)} workers when they died "
+            f"(allowed-failures is {self.allowed_failures}):{lines}\n"
+            "If it needs more memory than a worker has, raise memory_limit or split it; if it crashes the "
+            "interpreter, run it alone to see why; to try more often, set distributed.scheduler.allowed-failures."
+        )
+
+
+class LostDataError(TaskError):
+    """Scattered data, which has no recipe, lost its last copy."""
+
+
+class FutureCancelledError(TaskError, CancelledError):
+    """The future was cancelled, so it has no result."""
+
+    def __init__(self, key: Any, reason: str | None = None) -> None:
+        self.key = key
+        self.reason = reason or "cancelled"
+        super().__init__(key, self.reason)
+
+    def __str__(self) -> str:
+        return f"{self.key!r} was cancelled: {self.reason}"
+
+
+class Reschedule(Exception):
+    """Raise this in a task to have it run again, perhaps on another worker."""
+
+
+class StartError(ShoalError):
+    """A process of the cluster did not come up; the message carries the cause it gave."""
+
+
+class InternalError(ShoalError):
+    """A bug in shoal. Please report it with the story that it carries."""
+
+
+class IllegalTransition(InternalError):
+    """A state machine was sent an event that its table does not hold for its state."""
+
+    def __init__(self, machine: str, subject: str, state: str, event: str, story: list[Any] | None = None) -> None:
+        self.machine, self.subject, self.state, self.event = machine, subject, state, event
+        self.story = story or []
+        super().__init__(machine, subject, state, event, self.story)
+
+    def __str__(self) -> str:
+        told = "".join(f"\n  {row}" for row in self.story[-20:])
+        return f"{self.machine} {self.subject!r}: no transition for {self.event} in state {self.state}{told}"
+
+
+class InvariantViolation(InternalError):
+    """An index disagrees with the records that it was made from."""

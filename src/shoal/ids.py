@@ -1,0 +1,96 @@
+"""Identifiers, and the textual form of task keys.
+
+Rule of this file: every id that crosses a wire is a string, so that tables keyed by it sort, print and hash
+the same on all machines. Addresses are attributes of a process, never its identity.
+"""
+
+from __future__ import annotations
+
+import ast
+from typing import Any, NewType
+
+#: One process start of a worker. A restarted worker has a new one, at whatever address.
+WorkerId = NewType("WorkerId", str)
+#: Where workers live: their nanny's id, or the worker's own id where there is no nanny.
+SlotId = NewType("SlotId", str)
+#: One client object.
+ClientId = NewType("ClientId", str)
+#: A task's name on the wire and in every table (see :func:`key_to_wire`).
+Key = str
+
+_ESCAPE = "\x00"
+
+
+def key_to_wire(key: Any) -> Key:
+    """Return the text that names ``key`` in messages and tables.
+
+    dask allows text, bytes, numbers and tuples of these as keys. Text stands for itself; a tuple is its repr, as
+    ``"('x', 0)"``; all else is marked so that :func:`key_from_wire` restores it.
+
+    Raises
+    ------
+    TypeError
+        If ``key`` is of a type that is no dask key.
+    """
+    if type(key) is str:
+        return _ESCAPE + repr(key) if key[:1] in ("(", _ESCAPE) else key
+    _check_key(key)
+    return repr(_plain(key)) if isinstance(key, tuple) else _ESCAPE + repr(_plain(key))
+
+
+def key_from_wire(text: Key) -> Any:
+    """Return the key that :func:`key_to_wire` made ``text`` from."""
+    if text[:1] == "(":
+        return ast.literal_eval(text)
+    if text[:1] == _ESCAPE:
+        return ast.literal_eval(text[1:])
+    return text
+
+
+def _check_key(key: Any) -> None:
+    if isinstance(key, tuple):
+        for part in key:
+            _check_key(part)
+    elif not isinstance(key, str | bytes | int | float):
+        raise TypeError(
+            f"key must be text, bytes, a number or a tuple of these, got {type(key).__name__} in {key!r:.200}"
+        )
+
+
+def _plain(key: Any) -> Any:
+    """Strip subclasses (numpy integers, str subclasses) whose repr would not read back."""
+    if isinstance(key, tuple):
+        return tuple(_plain(part) for part in key)
+    for kind in (bool, int, float, str, bytes):
+        if isinstance(key, kind):
+            return kind(key)
+    return key
+
+
+def key_prefix(key: Key) -> str:
+    """Return the task prefix of ``key``: what similar tasks share, as ``"inc"`` for ``"inc-3f2a…"``.
+
+    >>> key_prefix("read-parquet-0a1b2c3d")
+    'read-parquet'
+    >>> key_prefix("('sum-0a1b2c3d4e5f', 0, 1)")
+    'sum'
+    """
+    if key[:1] == _ESCAPE:
+        key = key[1:]
+    if key[:1] == "(":
+        key = key[1:].split(",", 1)[0].strip("'\" )")
+    words = key.split("-")
+    if not words[0]:
+        return key or "other"
+    kept = [words[0].lstrip("_'(\"") or words[0]]
+    for word in words[1:]:
+        if not word.isidentifier() or _is_token(word):
+            break
+        kept.append(word)
+    if len(kept) == 1 and _is_token(kept[0]) and len(kept[0]) == 32:
+        return "data"
+    return "-".join(kept)
+
+
+def _is_token(word: str) -> bool:
+    return len(word) >= 8 and all(c in "0123456789abcdef" for c in word)

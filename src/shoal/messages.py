@@ -1,0 +1,545 @@
+"""The protocol: every message on every wire, one closed tagged union for each direction.
+
+How to add a message: write a struct here, put it into the union of its direction, answer it in the reactor of the
+side that receives it (the ``match`` there is exhaustive and mypy tells), and cover it in
+``tests/unit/test_messages.py`` (a round trip over the whole union runs by itself). New fields of an existing message
+need a default, at the end. A change that an older peer would misread raises :data:`PROTOCOL_VERSION`.
+
+Payloads (``Any`` here) are user objects already turned into bytes: plain ``bytes`` where they are small, a
+:class:`Blob` where large buffers travel beside the message. Nobody between the two ends looks inside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NewType
+
+import msgspec
+
+#: Refused at the handshake where it differs.
+PROTOCOL_VERSION = 1
+
+Payload = NewType("Payload", object)
+
+
+class Blob:
+    """A pickle and the buffers it refers to, none of them copied.
+
+    ``frames[0]`` is the pickle; the rest are its out-of-band buffers, in order.
+    """
+
+    __slots__ = ("frames",)
+
+    def __init__(self, frames: Sequence[bytes | memoryview]) -> None:
+        self.frames = list(frames)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(len(f) if isinstance(f, bytes) else f.nbytes for f in self.frames)
+
+    def __repr__(self) -> str:
+        return f"<Blob {len(self.frames)} frames, {self.nbytes} bytes>"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Blob) and [bytes(f) for f in self.frames] == [bytes(f) for f in other.frames]
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+class Message(msgspec.Struct, array_like=True, tag=True, gc=False):
+    """Base of what stands by itself in a frame."""
+
+
+class Item(msgspec.Struct, array_like=True, gc=False):
+    """Base of what stands inside a message."""
+
+
+# ---------------------------------------------------------------------------------------------- handshake
+
+
+class Hello(Message):
+    """First word of whoever dials."""
+
+    version: int
+    role: str
+    id: str
+    nonce: bytes
+
+
+class Challenge(Message):
+    """The listener's answer: who it is, and proof that it knows the secret."""
+
+    version: int
+    role: str
+    id: str
+    nonce: bytes
+    proof: bytes
+
+
+class Proof(Message):
+    """The dialler's proof."""
+
+    proof: bytes
+
+
+class Welcome(Message):
+    """The link is open."""
+
+
+class Refused(Message):
+    """The handshake failed; the link is closed next."""
+
+    reason: str
+
+
+Handshake = Hello | Challenge | Proof | Welcome | Refused
+
+# ---------------------------------------------------------------------------------------------- items
+
+
+class Options(Item):
+    """What a submission asks for beyond running the function; shared by all tasks of one message."""
+
+    priority: int = 0
+    retries: int = 0
+    workers: list[str] | None = None
+    allow_other_workers: bool = False
+    resources: dict[str, float] | None = None
+
+
+class TaskSpec(Item):
+    """One task as a client submits it. ``fn`` names a function sent before, or is empty for a graph node."""
+
+    key: str
+    fn: str
+    payload: Any
+    deps: list[str]
+    order: int = 0
+
+
+class Dep(Item):
+    """An input of a task: its size and the workers that hold it."""
+
+    key: str
+    nbytes: int
+    holders: list[str]
+
+
+class ComputeTask(Item):
+    """One task as a worker gets it. ``inline`` asks that a small result travels with the report."""
+
+    key: str
+    attempt: int
+    fn: str
+    payload: Any
+    deps: list[Dep]
+    priority: tuple[int, int, int]
+    inline: bool = False
+    resources: dict[str, float] | None = None
+
+
+class TaskDone(Item):
+    """One finished execution, or a value that was already here when it was asked for."""
+
+    key: str
+    attempt: int
+    nbytes: int
+    type: str
+    start: float
+    stop: float
+    value: Any = None
+
+
+class KeyInfo(Item):
+    """A value and its size."""
+
+    key: str
+    nbytes: int
+    type: str = ""
+
+
+class Done(Item):
+    """What a client hears of a finished key; ``value`` where the result is small."""
+
+    key: str
+    nbytes: int
+    type: str
+    value: Any = None
+
+
+class TaskError(Item):
+    """A failure as it travels: pickled where that worked, and always as text."""
+
+    exception: Any
+    traceback: Any
+    text: str
+    traceback_text: str = ""
+
+
+# ---------------------------------------------------------------------------------------------- both ways
+
+
+class Answer(Message):
+    """The reply to the request ``rid``."""
+
+    rid: int
+    value: Any = None
+    error: str | None = None
+
+
+class Bye(Message):
+    """Said before a link is closed on purpose, so that it is not taken for a failure."""
+
+    reason: str = ""
+
+
+# ---------------------------------------------------------------------------------------------- client → scheduler
+
+
+class RegisterClient(Message):
+    """First message of a client."""
+
+    name: str = ""
+
+
+class Submit(Message):
+    """Tasks, and those of their keys that the client wants."""
+
+    tasks: list[TaskSpec]
+    functions: dict[str, Any]
+    options: Options
+    wants: list[str]
+
+
+class Want(Message):
+    """Interest in keys that exist already (a future that came out of a pickle)."""
+
+    keys: list[str]
+
+
+class Unwant(Message):
+    """The client let go of its last future of these keys."""
+
+    keys: list[str]
+
+
+class DropFunctions(Message):
+    """The sender will not refer to these functions again without sending them anew."""
+
+    fns: list[str]
+
+
+class Cancel(Message):
+    """Cancel keys; ``force`` overrides the interest of other clients."""
+
+    keys: list[str]
+    force: bool = False
+    reason: str | None = None
+
+
+class Retry(Message):
+    """Run erred keys again."""
+
+    keys: list[str]
+
+
+class Query(Message):
+    """A question about the scheduler's state; see ``core/scheduler/info.py`` for what can be asked."""
+
+    rid: int
+    what: str
+    args: dict[str, Any]
+
+
+class RunFunction(Message):
+    """Call a function outside of scheduling: on workers (None: all), on nannies, or on the scheduler itself."""
+
+    rid: int
+    payload: Any
+    target: str = "workers"
+    workers: list[str] | None = None
+    wait: bool = True
+
+
+class Restart(Message):
+    """Forget all tasks and restart all workers."""
+
+    rid: int
+    timeout: float
+    wait_for_workers: bool = True
+
+
+class Shutdown(Message):
+    """Close the workers, then the scheduler."""
+
+    rid: int
+
+
+FromClient = (
+    RegisterClient
+    | Submit
+    | Want
+    | Unwant
+    | DropFunctions
+    | Cancel
+    | Retry
+    | Query
+    | RunFunction
+    | Restart
+    | Shutdown
+    | Bye
+)
+
+# ---------------------------------------------------------------------------------------------- scheduler → client
+
+
+class ClientRegistered(Message):
+    """The scheduler knows the client now."""
+
+    scheduler_id: str
+    settings: dict[str, Any]
+
+
+class KeysDone(Message):
+    """These keys are in memory."""
+
+    items: list[Done]
+
+
+class KeyErred(Message):
+    """A key failed; ``origin`` is the key whose failure caused it."""
+
+    key: str
+    origin: str
+    error: TaskError
+
+
+class KilledTask(Message):
+    """A key failed because the workers that ran it died."""
+
+    key: str
+    origin: str
+    deaths: list[str]
+    allowed_failures: int
+
+
+class KeysCancelled(Message):
+    """These keys will not come, and why. ``lost``: scattered data whose last copy is gone."""
+
+    keys: list[str]
+    reason: str
+    lost: bool = False
+
+
+class KeysRestarted(Message):
+    """These keys were done or erred and are being computed again."""
+
+    keys: list[str]
+
+
+ToClient = ClientRegistered | KeysDone | KeyErred | KilledTask | KeysCancelled | KeysRestarted | Answer | Bye
+
+# ---------------------------------------------------------------------------------------------- worker → scheduler
+
+
+class RegisterWorker(Message):
+    """First message of a worker."""
+
+    name: str
+    slot: str
+    addresses: list[str]
+    nthreads: int
+    memory_limit: int
+    pid: int
+    host: str
+    local_directory: str = ""
+    resources: dict[str, float] | None = None
+
+
+class Finished(Message):
+    """Executions that succeeded."""
+
+    items: list[TaskDone]
+
+
+class Failed(Message):
+    """An execution that raised."""
+
+    key: str
+    attempt: int
+    start: float
+    stop: float
+    error: TaskError
+
+
+class Rescheduled(Message):
+    """An execution that raised ``Reschedule``."""
+
+    key: str
+    attempt: int
+
+
+class AddKeys(Message):
+    """Copies that this worker now holds."""
+
+    items: list[KeyInfo]
+
+
+class DataPut(Message):
+    """Data that a client scattered to this worker."""
+
+    client: str
+    items: list[KeyInfo]
+
+
+class Missing(Message):
+    """A copy that could not be had: who said no, and who could not be reached."""
+
+    key: str
+    absent: list[str]
+    unreachable: list[str]
+
+
+class Heartbeat(Message):
+    """The worker is alive; how it is."""
+
+    metrics: dict[str, Any]
+
+
+FromWorker = RegisterWorker | Finished | Failed | Rescheduled | AddKeys | DataPut | Missing | Heartbeat | Answer | Bye
+
+# ---------------------------------------------------------------------------------------------- scheduler → worker
+
+
+class WorkerRegistered(Message):
+    """The scheduler knows the worker now."""
+
+    scheduler_id: str
+    heartbeat_interval: float
+
+
+class WorkerRejected(Message):
+    """This worker must end, and must not come back as it is."""
+
+    reason: str
+
+
+class Compute(Message):
+    """Tasks to compute, the functions they need that were not sent before, and peers not named before."""
+
+    tasks: list[ComputeTask]
+    functions: dict[str, Any]
+    peers: dict[str, list[str]]
+
+
+class FreeKeys(Message):
+    """Drop these: the task, the copy, both. What runs is let run and its result dropped."""
+
+    keys: list[str]
+
+
+class Holders(Message):
+    """The answer to :class:`Missing`: who holds the key now."""
+
+    key: str
+    holders: list[str]
+    peers: dict[str, list[str]]
+
+
+class Call(Message):
+    """Run a function that a user sent, now, outside of the task queue."""
+
+    rid: int
+    payload: Any
+    wait: bool = True
+
+
+class Close(Message):
+    """End this process, and do not come back."""
+
+    reason: str
+
+
+ToWorker = WorkerRegistered | WorkerRejected | Compute | FreeKeys | Holders | DropFunctions | Call | Close
+
+# ---------------------------------------------------------------------------------------------- peers (get and put)
+
+
+class GetData(Message):
+    """Ask a worker for values."""
+
+    rid: int
+    keys: list[str]
+    max_bytes: int = 0
+
+
+class Data(Message):
+    """The values that are here; what was asked for and is neither here nor left for the next time is ``missing``."""
+
+    rid: int
+    items: dict[str, Any]
+    missing: list[str]
+    errors: dict[str, str]
+
+
+class PutData(Message):
+    """Give a worker values; answered once the scheduler has been told."""
+
+    rid: int
+    client: str
+    items: dict[str, Any]
+
+
+FromPeer = GetData | PutData | Bye
+ToPeer = Data | Answer | Bye
+
+# ---------------------------------------------------------------------------------------------- nanny ↔ scheduler
+
+
+class RegisterNanny(Message):
+    """First message of a nanny."""
+
+    name: str
+    host: str
+    pid: int
+
+
+class WorkerDied(Message):
+    """The nanny's worker process is gone: why, and what it was running."""
+
+    worker: str
+    reason: str
+    running: list[str]
+    expected: bool = False
+    restarting: bool = True
+
+
+class WorkerGaveUp(Message):
+    """The nanny could not bring a worker up, and stops trying."""
+
+    reason: str
+
+
+FromNanny = RegisterNanny | WorkerDied | WorkerGaveUp | Answer | Bye
+
+
+class NannyRegistered(Message):
+    """The scheduler knows the nanny now."""
+
+    scheduler_id: str
+
+
+class RestartWorker(Message):
+    """Kill the worker process and start another."""
+
+    rid: int
+    reason: str
+    timeout: float
+
+
+ToNanny = NannyRegistered | RestartWorker | Call | Close
+
+#: What the scheduler's listener may hear on an open link, by the role that the handshake proved.
+INBOUND: dict[str, Any] = {"client": FromClient, "worker": FromWorker, "nanny": FromNanny}
+#: What those who dial the scheduler may hear from it.
+OUTBOUND: dict[str, Any] = {"client": ToClient, "worker": ToWorker, "nanny": ToNanny}

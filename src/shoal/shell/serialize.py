@@ -1,0 +1,268 @@
+"""User objects to bytes and back.
+
+Rules: a pickle never copies a large buffer (protocol 5, out of band); what plain pickle would send by reference to
+``__main__`` goes through cloudpickle; nothing here runs on an event loop with data of unknown size except where its
+caller says so. Futures inside arguments become :class:`KeyRef`, and come out as the value on the worker.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+import sys
+import threading
+import traceback as tracebacks
+from collections.abc import Callable
+from types import BuiltinFunctionType, CodeType, FunctionType, ModuleType, TracebackType
+from typing import Any
+
+from shoal.errors import SerializationError
+from shoal.messages import Blob, TaskError
+
+#: Buffers smaller than this are copied into the pickle.
+_OUT_OF_BAND = 32 * 1024
+#: A pickle up to this size travels inside of its message.
+_INSIDE = 64 * 1024
+_MOST_TEXT = 20_000
+
+_local = threading.local()
+
+
+class KeyRef:
+    """The place of a task's result in the arguments of another task."""
+
+    __slots__ = ("key",)
+
+    def __init__(self, key: str) -> None:
+        self.key = key
+
+    def __reduce__(self) -> tuple[Callable[[str], Any], tuple[str]]:
+        return _input_value, (self.key,)
+
+    def __repr__(self) -> str:
+        return f"<{self.key}>"
+
+
+def _input_value(key: str) -> Any:
+    return _local.inputs[key]
+
+
+def dumps(value: Any, what: str = "value") -> Any:
+    """Return the payload of ``value``.
+
+    Parameters
+    ----------
+    what
+        Named in the error.
+
+    Raises
+    ------
+    SerializationError
+        If it cannot be pickled, with the cause.
+    """
+    buffers: list[pickle.PickleBuffer] = []
+    try:
+        data = pickle.dumps(value, 5, buffer_callback=_collector(buffers))
+        if b"__main__" in data:
+            buffers.clear()
+            data = _cloudpickle(value, buffers)
+    except Exception as first:
+        buffers.clear()
+        try:
+            data = _cloudpickle(value, buffers)
+        except Exception as error:
+            raise SerializationError(
+                f"{what} of type {type(value).__name__} cannot be pickled: {error or first}"
+            ) from error
+    if not buffers and len(data) <= _INSIDE:
+        return data
+    return Blob([data, *(buffer.raw() for buffer in buffers)])
+
+
+def _collector(buffers: list[pickle.PickleBuffer]) -> Callable[[pickle.PickleBuffer], bool]:
+    def collect(buffer: pickle.PickleBuffer) -> bool:
+        try:
+            if buffer.raw().nbytes < _OUT_OF_BAND:
+                return True
+        except BufferError:
+            return True
+        buffers.append(buffer)
+        return False
+
+    return collect
+
+
+def _cloudpickle(value: Any, buffers: list[pickle.PickleBuffer]) -> bytes:
+    import cloudpickle
+
+    data: bytes = cloudpickle.dumps(value, protocol=5, buffer_callback=_collector(buffers))
+    return data
+
+
+def loads(payload: Any) -> Any:
+    """Return the value of a payload."""
+    if type(payload) is Blob:
+        frames = payload.frames
+        return pickle.loads(frames[0], buffers=frames[1:])
+    return pickle.loads(payload)
+
+
+def loads_with_inputs(payload: Any, inputs: dict[str, Any]) -> Any:
+    """As :func:`loads`, with each :class:`KeyRef` replaced by the value of its key."""
+    _local.inputs = inputs
+    try:
+        return loads(payload)
+    finally:
+        _local.inputs = None
+
+
+def payload_nbytes(payload: Any) -> int:
+    return payload.nbytes if type(payload) is Blob else len(payload)
+
+
+# ------------------------------------------------------------------------------------------------------ functions
+
+
+def dump_function(function: Any) -> tuple[str, Any]:
+    """Return the id of a function (a hash of its pickle) and its payload.
+
+    Raises
+    ------
+    SerializationError
+        If it cannot be pickled.
+    """
+    payload = dumps(function, f"function {getattr(function, '__qualname__', function)!s}")
+    frames = payload.frames if type(payload) is Blob else [payload]
+    digest = hashlib.blake2b(digest_size=16)
+    for frame in frames:
+        digest.update(frame)
+    return digest.hexdigest(), payload
+
+
+def stable_state(function: Any, depth: int = 4) -> tuple[Any, ...] | None:
+    """Return what the pickle of a function depends on beside its code, or None where that cannot be told.
+
+    Two calls that return equal tuples mean that the pickle made in between is still good. A function that refers to
+    mutable globals or cells has none: it is pickled anew for every call, as its author would expect.
+    """
+    if isinstance(function, BuiltinFunctionType) and isinstance(getattr(function, "__self__", None), ModuleType):
+        return ()
+    if not isinstance(function, FunctionType):
+        return () if isinstance(function, type) and function.__module__ != "__main__" else None
+    if function.__module__ != "__main__" and _importable(function):
+        return ()
+    if depth == 0 or function.__dict__ or function.__kwdefaults__:
+        return None
+    found: list[Any] = []
+    cells = [cell.cell_contents for cell in function.__closure__ or () if _filled(cell)]
+    names = _global_names(function.__code__)
+    values = [function.__globals__[name] for name in names if name in function.__globals__]
+    for value in (*cells, *values, *(function.__defaults__ or ())):
+        if isinstance(value, int | float | complex | str | bytes | bool | None):
+            found.append((type(value), value))
+        elif isinstance(value, ModuleType | type):
+            found.append(id(value))
+        else:
+            if value is function:
+                continue
+            inner = stable_state(value, depth - 1)
+            if inner is None:
+                return None
+            found.append((id(value), inner))
+    return (id(function.__code__), *found)
+
+
+def _filled(cell: Any) -> bool:
+    try:
+        cell.cell_contents
+    except ValueError:
+        return False
+    return True
+
+
+def _importable(function: FunctionType) -> bool:
+    module = sys.modules.get(function.__module__)
+    return module is not None and getattr(module, function.__qualname__, None) is function
+
+
+def _global_names(code: CodeType) -> list[str]:
+    names = list(code.co_names)
+    for const in code.co_consts:
+        if isinstance(const, CodeType):
+            names += _global_names(const)
+    return names
+
+
+# ------------------------------------------------------------------------------------------------------ errors
+
+
+def dump_error(error: BaseException) -> TaskError:
+    """Return an exception as it travels; what cannot be pickled travels as text."""
+    text = f"{type(error).__name__}: {error}"
+    frames = error.__traceback__
+    lines = "".join(tracebacks.format_exception(type(error), error, frames))
+    exception = traceback = None
+    try:
+        exception = dumps(error, "exception")
+        loads(exception)
+    except Exception:
+        exception = None  # the text says what it was
+    if frames is not None:
+        try:
+            import tblib
+
+            traceback = pickle.dumps(tblib.Traceback(frames).to_dict(), 5)
+        except Exception as cause:
+            lines += f"\n(the traceback itself could not be sent: {cause})"
+    return TaskError(exception, traceback, text[:_MOST_TEXT], lines[-_MOST_TEXT:])
+
+
+def load_error(error: TaskError) -> BaseException:
+    """Return the exception, with its traceback, or one of our own that carries the text."""
+    from shoal.errors import LostDataError
+    from shoal.errors import TaskError as RemoteError
+
+    found: BaseException | None = None
+    if error.exception is not None:
+        try:
+            found = loads(error.exception)
+        except Exception as cause:
+            found = RemoteError(f"{error.text} (the exception itself cannot be unpickled here: {cause!r})")
+    if not isinstance(found, BaseException):
+        kind, _, rest = error.text.partition(": ")
+        kinds: dict[str, type[Exception]] = {"LostDataError": LostDataError, "SerializationError": SerializationError}
+        found = kinds[kind](rest) if kind in kinds else RemoteError(f"{error.text}\n{error.traceback_text}".strip())
+    return found.with_traceback(load_traceback(error))
+
+
+def load_traceback(error: TaskError) -> TracebackType | None:
+    """Return the remote traceback as an object, if it came."""
+    if error.traceback is None:
+        return None
+    import tblib
+
+    frames: TracebackType | None = tblib.Traceback.from_dict(pickle.loads(error.traceback)).as_traceback()
+    return frames
+
+
+# ------------------------------------------------------------------------------------------------------ sizes
+
+_ATOMS = frozenset({int, float, bool, complex, str, bytes, bytearray, type(None)})
+
+
+def sizeof(value: Any) -> int:
+    """Bytes that ``value`` takes, by dask's registry where it knows better than ``sys.getsizeof``."""
+    kind = type(value)
+    if kind in _ATOMS:
+        return sys.getsizeof(value)
+    nbytes = getattr(value, "nbytes", None)
+    if type(nbytes) is int:
+        return nbytes
+    if kind in (list, tuple, set, frozenset) and len(value) <= 10:
+        return sys.getsizeof(value) + sum(map(sizeof, value))
+    try:
+        from dask.sizeof import sizeof as dask_sizeof
+
+        return int(dask_sizeof(value))
+    except Exception:
+        return sys.getsizeof(value)  # an object whose own __sizeof__ or len is broken
