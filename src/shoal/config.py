@@ -111,7 +111,7 @@ def nbytes(value: Any, name: str) -> int:
         If it is no size, naming ``name``.
     """
     if isinstance(value, int | float):
-        if value < 0 or value != value:
+        if not value >= 0:
             raise ConfigurationError(f"{name} cannot be {value!r}")
         return int(value)
     number, unit = _split_unit(str(value))
@@ -151,7 +151,7 @@ def memory_limit(value: Any, nthreads: int = 1, name: str = "memory_limit") -> i
     ConfigurationError
         If the value makes no sense or is smaller than a Python process.
     """
-    if value is None or value == 0 or value == "0":
+    if value in (None, 0, "0"):
         return 0
     total = system_memory()
     if value == "auto":

@@ -63,7 +63,7 @@ def _plain(key: Any) -> Any:
         return tuple(_plain(part) for part in key)
     for kind in (bool, int, float, str, bytes):
         if isinstance(key, kind):
-            return kind(key)
+            return kind(key)  # type: ignore[arg-type]
     return key
 
 

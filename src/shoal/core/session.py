@@ -190,8 +190,14 @@ class Session:
             raise HandshakeError(f"expected a {self.peer_role or 'known role'}, found a {challenge.role[:40]!r}")
         self.peer_role, self.peer_id = challenge.role, challenge.id
         self._transcript = b"\0".join(
-            (self.role.encode(), self.id.encode(), self._nonce)
-            + (challenge.role.encode(), challenge.id.encode(), challenge.nonce)
+            [
+                self.role.encode(),
+                self.id.encode(),
+                self._nonce,
+                challenge.role.encode(),
+                challenge.id.encode(),
+                challenge.nonce,
+            ]
         )
         if not hmac.compare_digest(challenge.proof, self._prove("listener")):
             raise HandshakeError("the other side does not know this cluster's secret")

@@ -174,10 +174,9 @@ def stable_state(function: Any, depth: int = 4) -> tuple[Any, ...] | None:
 
 def _filled(cell: Any) -> bool:
     try:
-        cell.cell_contents
+        return bool(cell.cell_contents) or True
     except ValueError:
         return False
-    return True
 
 
 def _importable(function: FunctionType) -> bool:

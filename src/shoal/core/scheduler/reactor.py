@@ -477,7 +477,7 @@ class SchedulerCore:
                 state.lose_replica(task, holder)
                 state.free(holder, task.key)
         if task.state is TaskState.MEMORY:
-            holders = [w.id for w in task.who_has or () if w is not worker]
+            holders = [str(w.id) for w in task.who_has or () if w is not worker]
             peers: dict[str, list[str]] = {}
             state.introduce(worker, holders, peers)
             state.tell(worker, Holders(task.key, list(holders), peers))

@@ -358,7 +358,8 @@ class SchedulerState:
 
     def retry(self, task: Task) -> None:
         """Run an erred task again, and the erred inputs that made it fail."""
-        stack, erred = [task], {}
+        stack: list[Task] = [task]
+        erred: dict[Task, None] = {}
         while stack:
             t = stack.pop()
             if t.state is TaskState.ERRED and t not in erred:
@@ -391,6 +392,7 @@ class SchedulerState:
         if state is not TaskState.RELEASED:
             was_active = task.active
             self._advance(task, TaskEvent.RELEASE)
+            task.error, task.origin = None, ""
             if was_active:
                 self._leave_active(task)
         if task.dependents:

@@ -7,6 +7,7 @@ entry whose key has been got elsewhere is dropped when it surfaces.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from heapq import heappop, heappush
 from typing import Final
 
@@ -46,9 +47,8 @@ class Fetcher:
             if peer not in self.in_flight:
                 self._idle[peer] = None
 
-    def plan(self, now: float) -> list[tuple[Fetch, list[KeyRecord]]]:
-        """Choose transfers to begin; the caller advances their records."""
-        chosen: list[tuple[Fetch, list[KeyRecord]]] = []
+    def plan(self, now: float) -> Iterator[tuple[Fetch, list[KeyRecord]]]:
+        """Yield transfers to begin; the caller advances the records of one before it asks for the next."""
         for peer in tuple(self._idle):
             if len(self.in_flight) >= TRANSFERS:
                 break
@@ -62,8 +62,7 @@ class Fetcher:
                 continue
             self.in_flight[peer] = {record.key: record for record in records}
             keys = [record.key for record in records]
-            chosen.append((Fetch(peer, self.peers.get(peer, []), keys, MESSAGE_BYTES), records))
-        return chosen
+            yield Fetch(peer, self.peers.get(peer, []), keys, MESSAGE_BYTES), records
 
     def _pick(self, peer: str) -> list[KeyRecord]:
         heap = self._wants.get(peer, [])

@@ -117,7 +117,8 @@ class Slots:
 
     def take(self, record: KeyRecord) -> None:
         """``record`` starts: it takes a thread and its resources."""
-        assert record.spec is not None and record.key not in self._handed
+        assert record.spec is not None
+        assert record.key not in self._handed
         expected = self._durations.get(_kind(record))
         resources = record.spec.resources
         self._handed[record.key] = (expected, resources)

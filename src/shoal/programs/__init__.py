@@ -1,0 +1,1 @@
+"""Wire a core to a driver: the scheduler, worker and nanny programs."""
