@@ -1,0 +1,92 @@
+"""A local cluster's own process: the scheduler and the nannies, so that the user's interpreter is on no critical path.
+
+Started by ``LocalCluster`` with its options as the first line of stdin; answers with one line on stdout once all
+workers are up; ends, and takes all it started with it, when stdin closes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+import logging
+import os
+import shutil
+import signal
+import sys
+import tempfile
+from typing import Any
+
+from shoal import config
+from shoal.programs.nanny import NannyProgram
+from shoal.programs.scheduler import SchedulerProgram
+
+
+def main() -> None:
+    """Read the options, run until stdin closes."""
+    options = json.loads(sys.stdin.buffer.readline())
+    config.inherit(options.pop("config"))
+    logging.basicConfig(
+        level=options.pop("silence_logs"), format="%(asctime)s - %(name)s - %(levelname)s - %(message)s"
+    )
+    answer = os.dup(1)
+    os.dup2(2, 1)  # what tasks and libraries print must not be taken for the answer
+    gc.set_threshold(50_000, 20, 100)
+    try:
+        import uvloop
+
+        runner = asyncio.Runner(loop_factory=uvloop.new_event_loop)
+    except ImportError:
+        runner = asyncio.Runner()
+    with runner:
+        runner.run(_run(options, answer))
+
+
+async def _run(options: dict[str, Any], answer: int) -> None:
+    loop = asyncio.get_running_loop()
+    ended = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, ended.set)
+    pipe = asyncio.StreamReader()
+    await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(pipe), sys.stdin)
+    orphaned = loop.create_task(pipe.read())
+    orphaned.add_done_callback(lambda task: ended.set())
+    secret = bytes.fromhex(options["secret"])
+    sockets = tempfile.mkdtemp(prefix="head-", dir=options["runtime_directory"])
+    scheduler = SchedulerProgram(secret)
+    nannies: list[NannyProgram] = []
+    try:
+        try:
+            local = f"unix://{sockets}/scheduler"
+            await scheduler.start([f"tcp://{options['host']}:{options['port']}", local])
+            for name in options["names"]:
+                nanny = NannyProgram(
+                    [local],
+                    secret,
+                    name,
+                    [f"tcp://{options['host']}:0", f"unix://{sockets}/{{id}}"],
+                    options["memory_limit"],
+                    {"nthreads": options["nthreads"], "resources": options["resources"]},
+                    options["env"],
+                )
+                nannies.append(nanny)
+            await asyncio.gather(*(nanny.start() for nanny in nannies))
+            while len(scheduler.core.state.workers) < len(nannies) and not ended.is_set():
+                if any(nanny.finished.is_set() for nanny in nannies):
+                    raise RuntimeError(next(nanny.reason for nanny in nannies if nanny.finished.is_set()))
+                await asyncio.sleep(0.005)
+        except Exception as error:
+            os.write(answer, json.dumps({"error": f"{type(error).__name__}: {error}"}).encode() + b"\n")
+            return
+        os.write(answer, json.dumps({"addresses": scheduler.addresses}).encode() + b"\n")
+        stopped = loop.create_task(scheduler.finished.wait())
+        await asyncio.wait([loop.create_task(ended.wait()), stopped], return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        await asyncio.gather(*(nanny.close("the cluster closed") for nanny in nannies))
+        await scheduler.close("the cluster closed")
+        shutil.rmtree(sockets, ignore_errors=True)
+        orphaned.cancel()
+
+
+if __name__ == "__main__":
+    main()

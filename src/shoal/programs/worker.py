@@ -1,0 +1,240 @@
+"""The worker program: its core, a driver, threads, a store, a link to the scheduler and links among peers."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+from typing import Any
+from uuid import uuid4
+
+from shoal.core.effects import CallUser, CancelRun, Drop, Effect, Fetch, Functions, Run, Send, Stop
+from shoal.core.events import CallDone, FetchDone, FetchFailed, LinkLost, Outcome, Outcomes, PutDone, Received
+from shoal.core.worker.reactor import WorkerCore
+from shoal.errors import LinkError, SerializationError
+from shoal.messages import (
+    Answer,
+    Bye,
+    Data,
+    FromPeer,
+    GetData,
+    Heartbeat,
+    PutData,
+    RegisterWorker,
+    ToPeer,
+    ToWorker,
+    WorkerRegistered,
+)
+from shoal.programs.calls import call_user
+from shoal.shell.driver import Driver
+from shoal.shell.executor import ThreadExecutor
+from shoal.shell.link import Identity, Link
+from shoal.shell.network import dial, listen
+from shoal.shell.peers import PeerPool
+from shoal.shell.serialize import payload_nbytes
+from shoal.shell.store import Pickled, ValueStore
+
+logger = logging.getLogger("shoal.worker")
+
+
+class WorkerProgram:
+    """Runs a :class:`WorkerCore` on the current event loop.
+
+    Parameters
+    ----------
+    scheduler
+        Addresses of the scheduler, the preferred one first.
+    secret
+        The cluster's secret.
+    name, nthreads, memory_limit, resources
+        As for ``Worker``.
+    slot
+        Id of the nanny, where there is one.
+    """
+
+    def __init__(
+        self,
+        scheduler: list[str],
+        secret: bytes,
+        *,
+        name: str | None = None,
+        nthreads: int = 1,
+        memory_limit: int = 0,
+        resources: dict[str, float] | None = None,
+        slot: str | None = None,
+        validate: bool = False,
+    ) -> None:
+        loop = asyncio.get_running_loop()
+        self.id = f"Worker-{uuid4().hex}"
+        self.name = name or self.id
+        self.slot = slot or self.id
+        self.nthreads, self.memory_limit = nthreads, memory_limit
+        self.resources = resources or {}
+        self.addresses: list[str] = []
+        self.finished = asyncio.Event()
+        self.reason = ""
+        self.core = WorkerCore(self.id, nthreads, self.resources, validate=validate)
+        self.store = ValueStore()
+        self.executor = ThreadExecutor(nthreads, self.store, loop, self._on_outcomes)
+        self.driver = Driver(self.core, self._perform, loop, lambda error: self.finished.set())
+        self._scheduler = scheduler
+        self._up = Identity("worker", self.id, secret, {"scheduler": ToWorker})
+        self._serve = Identity("worker", self.id, secret, {"worker": FromPeer, "client": FromPeer})
+        self._peers = PeerPool(Identity("worker", self.id, secret, {"worker": ToPeer}))
+        self._link: Link | None = None
+        self._servers: list[asyncio.Server] = []
+        self._inbound: set[Link] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._heartbeat: asyncio.TimerHandle | None = None
+
+    async def start(self, listen_at: list[str], timeout: float = 30.0) -> None:
+        """Listen, connect to the scheduler and register with it."""
+        for address in listen_at:
+            server, actual = await listen(address, self._make_inbound, self._serve.secret)
+            self._servers.append(server)
+            self.addresses.append(actual)
+        self._link = await dial(
+            self._scheduler,
+            lambda: Link(self._up, True, lambda link: None, self._on_messages, self._on_closed),
+            timeout,
+        )
+        self._link.send(
+            RegisterWorker(
+                self.name,
+                self.slot,
+                self.addresses,
+                self.nthreads,
+                self.memory_limit,
+                os.getpid(),
+                socket.gethostname(),
+                "",
+                self.resources,
+            )
+        )
+
+    def _make_inbound(self) -> Link:
+        return Link(self._serve, False, self._inbound.add, self._on_peer_messages, self._on_peer_closed)
+
+    def _on_peer_closed(self, link: Link, reason: str) -> None:
+        self._inbound.discard(link)
+
+    def _on_messages(self, link: Link, messages: list[Any]) -> None:
+        for message in messages:
+            if isinstance(message, WorkerRegistered):
+                self._beat(message.heartbeat_interval)
+        self.driver.push(Received("", messages))
+
+    def _on_closed(self, link: Link, reason: str) -> None:
+        self.driver.push(LinkLost("scheduler", link.peer_id, reason))
+
+    def _on_outcomes(self, items: list[Outcome]) -> None:
+        self.driver.push(Outcomes(items))
+
+    def _beat(self, interval: float) -> None:
+        if self._link is None or self._link.closed:
+            return
+        self._link.send(Heartbeat(self.metrics()))
+        self._heartbeat = asyncio.get_running_loop().call_later(interval, self._beat, interval)
+
+    def metrics(self) -> dict[str, Any]:
+        """How this worker is, for the heartbeat."""
+        with open("/proc/self/statm") as file:
+            resident = int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        return {
+            "memory": resident,
+            "executing": self.core.slots.n_running,
+            "in_memory": len(self.store),
+            "executed": self.core.executed,
+        }
+
+    def _perform(self, effect: Effect) -> None:
+        match effect:
+            case Send():
+                if self._link is not None:
+                    self._link.send(effect.message)
+            case Run():
+                self.executor.submit(effect)
+            case Functions():
+                self.executor.functions(effect.functions)
+            case Drop():
+                self.store.drop(effect.keys)
+            case CancelRun():
+                self.executor.cancel(effect.keys)
+            case Fetch():
+                self._spawn(self._fetch(effect))
+            case CallUser():
+                self._spawn(self._call(effect))
+            case Stop():
+                self.reason = effect.reason
+                self.finished.set()
+
+    def _spawn(self, coroutine: Any) -> None:
+        task = asyncio.get_running_loop().create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _call(self, effect: CallUser) -> None:
+        self.driver.push(CallDone(effect.rid, effect.to, await call_user(effect.payload, dask_worker=self)))
+
+    async def _fetch(self, effect: Fetch) -> None:
+        try:
+            answer = await self._peers.request(
+                effect.peer, effect.addresses, lambda rid: GetData(rid, effect.keys, effect.max_bytes)
+            )
+        except LinkError as error:
+            self.driver.push(FetchFailed(effect.peer, effect.keys, str(error)))
+            return
+        got = []
+        for key, payload in answer.items.items():
+            self.store.put(key, Pickled(payload))
+            got.append((key, payload_nbytes(payload), ""))
+        self.driver.push(FetchDone(effect.peer, got, answer.missing, answer.errors))
+
+    def _on_peer_messages(self, link: Link, messages: list[Any]) -> None:
+        for message in messages:
+            if isinstance(message, GetData):
+                link.send(self._read(message))
+            elif isinstance(message, PutData):
+                items = []
+                for key, payload in message.items.items():
+                    self.store.put(key, Pickled(payload))
+                    items.append((key, payload_nbytes(payload), ""))
+                self.driver.push(PutDone(message.client, items))
+                link.send(Answer(message.rid, "OK"))
+            elif isinstance(message, Bye):
+                link.close()
+
+    def _read(self, message: GetData) -> Data:
+        answer = Data(message.rid, {}, [], {})
+        size = 0
+        for key in message.keys:
+            if key not in self.store:
+                answer.missing.append(key)
+                continue
+            if size and message.max_bytes and size > message.max_bytes:
+                break
+            try:
+                payload = self.store.dump(key)
+            except SerializationError as error:
+                answer.errors[key] = str(error)
+                continue
+            size += payload_nbytes(payload)
+            answer.items[key] = payload
+        return answer
+
+    async def close(self, reason: str = "closed") -> None:
+        """Say goodbye and let go of everything."""
+        if self._heartbeat is not None:
+            self._heartbeat.cancel()
+        if self._link is not None and not self._link.closed:
+            self._link.send(Bye(reason))
+            self._link.close(reason)
+        self.driver.close()
+        for server in self._servers:
+            server.close()
+        for link in tuple(self._inbound):
+            link.close(reason)
+        self._peers.close()
+        self.executor.close()
+        await asyncio.sleep(0)

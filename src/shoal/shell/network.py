@@ -1,0 +1,104 @@
+"""Listening and dialling: ``tcp://host:port`` and ``unix:///path``. TLS will be a third scheme here."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import os
+from collections.abc import Callable
+from time import monotonic
+from typing import Any
+
+from shoal.core.framing import FramingError
+from shoal.errors import ConfigurationError, ConnectError, HandshakeError
+from shoal.shell.link import Link
+
+
+def split_address(address: str) -> tuple[str, str, int]:
+    """Return scheme, host or path, and port.
+
+    Raises
+    ------
+    ConfigurationError
+        If the address is of no known form.
+    """
+    scheme, sep, rest = address.partition("://")
+    if not sep:
+        scheme, rest = "tcp", address
+    if scheme == "unix":
+        return scheme, rest, 0
+    host, colon, port = rest.rpartition(":")
+    if scheme != "tcp" or not colon or not port.isdigit() or int(port) > 65535:
+        raise ConfigurationError(f"{address!r} is no address; write tcp://host:port or unix:///path")
+    return scheme, host.strip("[]"), int(port)
+
+
+def is_loopback(host: str) -> bool:
+    if host in ("localhost", ""):
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+async def listen(address: str, make: Callable[[], Link], secret: bytes) -> tuple[asyncio.Server, str]:
+    """Listen at ``address``; return the server and the address with its port filled in.
+
+    Raises
+    ------
+    ConfigurationError
+        If the address is taken, or would let strangers in.
+    """
+    loop = asyncio.get_running_loop()
+    scheme, host, port = split_address(address)
+    if scheme == "unix":
+        return await loop.create_unix_server(make, host), address
+    if not secret and not is_loopback(host):
+        raise ConfigurationError(f"refused to listen at {address} without a secret: anybody there could run code")
+    try:
+        server = await loop.create_server(make, host, port)
+    except OSError as error:
+        raise ConfigurationError(f"cannot listen at {address}: {error.strerror or error}") from error
+    return server, f"tcp://{host}:{server.sockets[0].getsockname()[1]}"
+
+
+async def dial(addresses: list[str], make: Callable[[], Link], timeout: float) -> Link:
+    """Open a link to the first of ``addresses`` that answers, trying again until ``timeout`` seconds are over.
+
+    Raises
+    ------
+    ConnectError
+        If nobody answered, naming what was tried, for how long, and the last reason.
+    HandshakeError
+        If somebody answered and refused; trying again would be useless.
+    """
+    started = monotonic()
+    loop = asyncio.get_running_loop()
+    pause, last = 0.01, "no address was given"
+    while True:
+        for address in addresses:
+            scheme, host, port = split_address(address)
+            if scheme == "unix" and not os.path.exists(host):  # noqa: ASYNC240 (one stat of a local socket)
+                last = f"{host} does not exist"
+                continue
+            left = max(0.05, timeout - (monotonic() - started))
+            try:
+                async with asyncio.timeout(left):
+                    pair: tuple[Any, Link]
+                    if scheme == "unix":
+                        pair = await loop.create_unix_connection(make, host)
+                    else:
+                        pair = await loop.create_connection(make, host, port)
+                    return await asyncio.shield(pair[1].ready)
+            except HandshakeError:
+                raise
+            except FramingError as error:
+                raise HandshakeError(f"{address} does not speak shoal's protocol: {error}") from error
+            except (OSError, TimeoutError) as error:
+                last = str(error) or type(error).__name__
+        if monotonic() - started + pause >= timeout:
+            tried = ", ".join(addresses)
+            raise ConnectError(f"nobody could be reached at {tried} within {timeout:g} s (last reason: {last})")
+        await asyncio.sleep(pause)
+        pause = min(2 * pause, 0.5)

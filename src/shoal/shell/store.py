@@ -1,0 +1,57 @@
+"""Values by key. What came over a wire stays pickled until a task in a thread needs it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from shoal.shell import serialize
+
+
+class Pickled:
+    """A value that has not been unpickled here."""
+
+    __slots__ = ("payload",)
+
+    def __init__(self, payload: Any) -> None:
+        self.payload = payload
+
+
+class ValueStore:
+    """The values that a worker holds, in memory."""
+
+    def __init__(self) -> None:
+        self._values: dict[str, Any] = {}
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._values
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def put(self, key: str, value: Any) -> None:
+        self._values[key] = value
+
+    def get(self, key: str) -> Any:
+        """Return the value, unpickling it on first use."""
+        value = self._values[key]
+        if type(value) is Pickled:
+            value = serialize.loads(value.payload)
+            if key in self._values:
+                self._values[key] = value
+        return value
+
+    def dump(self, key: str) -> Any:
+        """Return the payload of the value.
+
+        Raises
+        ------
+        SerializationError
+            If it cannot be pickled.
+        """
+        value = self._values[key]
+        return value.payload if type(value) is Pickled else serialize.dumps(value, f"the result of {key!r}")
+
+    def drop(self, keys: Sequence[str]) -> None:
+        for key in keys:
+            self._values.pop(key, None)
