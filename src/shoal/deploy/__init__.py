@@ -1,0 +1,1 @@
+"""Clusters: what starts schedulers and workers."""
