@@ -83,7 +83,7 @@ class Client:
         self._todo: deque[Any] = deque()
         self._woken = False
         self._closed = ""
-        self._functions: dict[Any, tuple[Any, str]] = {}
+        self._functions: dict[Any, tuple[Any, str, Any]] = {}
         self._sent: set[str] = set()
         self._answers: dict[int, asyncio.Future[Any]] = {}
         self._rid = 0
@@ -189,10 +189,10 @@ class Client:
         if state is not None:
             known = self._functions.get(func)
             if known is not None and known[0] == state:
-                return known[1], None
+                return known[1], known[2]
         fn, payload = serialize.dump_function(func)
         if state is not None:
-            self._functions[func] = (state, fn)
+            self._functions[func] = (state, fn, payload)
         return fn, payload
 
     def _unpack(self, value: Any, deps: list[str]) -> Any:
@@ -252,7 +252,11 @@ class Client:
     async def _result(self, future: Future) -> Any:
         done = asyncio.get_running_loop().create_future()
         loop = asyncio.get_running_loop()
-        self._when_done(future._state, lambda: loop.call_soon_threadsafe(done.set_result, None))
+
+        def wake() -> None:
+            loop.call_soon_threadsafe(done.set_result, None)
+
+        self._when_done(future._state, wake)
         await done
         error = future._state.failure()
         if error is not None:

@@ -31,6 +31,7 @@ from shoal.programs.calls import call_user
 from shoal.shell.driver import Driver
 from shoal.shell.link import Identity, Link
 from shoal.shell.network import dial
+from shoal.shell.recorder import Recorder
 
 logger = logging.getLogger("shoal.nanny")
 _PAGE = os.sysconf("SC_PAGE_SIZE")
@@ -148,23 +149,28 @@ class NannyProgram:
             **self._options,
         }
         reader, writer = os.pipe()
+        memory = os.memfd_create("shoal-running")
+        recorder = Recorder(memory, int(self._options.get("nthreads", 1)))
+        options["recorder"] = memory
         command = [sys.executable, "-m", "shoal.programs.worker_main", "--report", str(writer)]
         try:
-            process = subprocess.Popen(command, stdin=subprocess.PIPE, env=self.env, pass_fds=[writer])
+            process = subprocess.Popen(command, stdin=subprocess.PIPE, env=self.env, pass_fds=[writer, memory])
         except OSError as error:
             os.close(reader)
+            recorder.close()
             self._loop.call_soon(self.driver.push, ChildFailed(incarnation, f"could not be started: {error}"))
             self._loop.call_soon(self.driver.push, ChildExited(incarnation, None, None, []))
             return
         finally:
             os.close(writer)
+            os.close(memory)
         self.process = process
         assert process.stdin is not None
         process.stdin.write(json.dumps(options).encode() + b"\n")
         process.stdin.flush()
-        self._task(self._watch(process, incarnation, reader))
+        self._task(self._watch(process, incarnation, reader, recorder))
 
-    async def _watch(self, process: subprocess.Popen[bytes], incarnation: int, report: int) -> None:
+    async def _watch(self, process: subprocess.Popen[bytes], incarnation: int, report: int, recorder: Recorder) -> None:
         """Follow one process from its first word to its exit, which is noticed at once (a descriptor, no polling)."""
         loop = self._loop
         exited = asyncio.Event()
@@ -186,10 +192,9 @@ class NannyProgram:
         assert process.stdin is not None
         process.stdin.close()
         code, number = (None, -status) if status < 0 else (status, None)
-        self.driver.push(ChildExited(incarnation, code, number, self._running(incarnation)))
-
-    def _running(self, incarnation: int) -> list[str]:
-        return []
+        running = recorder.running()
+        recorder.close()
+        self.driver.push(ChildExited(incarnation, code, number, running))
 
     def _on_report(self, descriptor: int, incarnation: int) -> None:
         os.set_blocking(descriptor, False)

@@ -9,6 +9,7 @@ import socket
 from typing import Any
 from uuid import uuid4
 
+from shoal import config
 from shoal.core.effects import CallUser, CancelRun, Drop, Effect, Fetch, Functions, Run, Send, Stop
 from shoal.core.events import CallDone, FetchDone, FetchFailed, LinkLost, Outcome, Outcomes, PutDone, Received
 from shoal.core.worker.reactor import WorkerCore
@@ -32,6 +33,7 @@ from shoal.shell.executor import ThreadExecutor
 from shoal.shell.link import Identity, Link
 from shoal.shell.network import dial, listen
 from shoal.shell.peers import PeerPool
+from shoal.shell.recorder import Recorder
 from shoal.shell.serialize import payload_nbytes
 from shoal.shell.store import Pickled, ValueStore
 
@@ -51,6 +53,8 @@ class WorkerProgram:
         As for ``Worker``.
     slot
         Id of the nanny, where there is one.
+    recorder
+        Descriptor of the shared memory in which the nanny can read what the threads run.
     """
 
     def __init__(
@@ -63,6 +67,7 @@ class WorkerProgram:
         memory_limit: int = 0,
         resources: dict[str, float] | None = None,
         slot: str | None = None,
+        recorder: int | None = None,
         validate: bool = False,
     ) -> None:
         loop = asyncio.get_running_loop()
@@ -76,7 +81,9 @@ class WorkerProgram:
         self.reason = ""
         self.core = WorkerCore(self.id, nthreads, self.resources, validate=validate)
         self.store = ValueStore()
-        self.executor = ThreadExecutor(nthreads, self.store, loop, self._on_outcomes)
+        written = None if recorder is None else Recorder(recorder, nthreads)
+        inline = config.nbytes(config.get("shoal.worker.inline-bytes", 8192), "shoal.worker.inline-bytes")
+        self.executor = ThreadExecutor(nthreads, self.store, loop, self._on_outcomes, inline, written)
         self.driver = Driver(self.core, self._perform, loop, lambda error: self.finished.set())
         self._scheduler = scheduler
         self._up = Identity("worker", self.id, secret, {"scheduler": ToWorker})

@@ -15,6 +15,7 @@ from shoal.core.events import Outcome
 from shoal.errors import Reschedule, SerializationError
 from shoal.ids import key_from_wire
 from shoal.shell import serialize
+from shoal.shell.recorder import Recorder
 from shoal.shell.store import ValueStore
 
 
@@ -31,6 +32,8 @@ class ThreadExecutor:
         Called on the loop with the outcomes since the last time.
     inline_bytes
         Results up to this size are pickled at once, to travel with the report.
+    recorder
+        Where it is written which key each thread is in.
     """
 
     def __init__(
@@ -40,8 +43,10 @@ class ThreadExecutor:
         loop: asyncio.AbstractEventLoop,
         on_done: Callable[[list[Outcome]], None],
         inline_bytes: int = 8192,
+        recorder: Recorder | None = None,
     ) -> None:
         self._store, self._loop, self._on_done, self._inline_bytes = store, loop, on_done, inline_bytes
+        self._recorder = recorder
         self._queue: queue.SimpleQueue[Run | None] = queue.SimpleQueue()
         self._done: deque[Outcome] = deque()
         self._signalled = False
@@ -49,7 +54,7 @@ class ThreadExecutor:
         self._pickled: dict[str, Any] = {}
         self._functions: dict[str, Callable[..., Any]] = {}
         self._threads = [
-            threading.Thread(target=self._work, name=f"shoal-task-{n}", daemon=True) for n in range(nthreads)
+            threading.Thread(target=self._work, args=(n,), name=f"shoal-task-{n}", daemon=True) for n in range(nthreads)
         ]
         for thread in self._threads:
             thread.start()
@@ -74,13 +79,18 @@ class ThreadExecutor:
         for _ in self._threads:
             self._queue.put(None)
 
-    def _work(self) -> None:
+    def _work(self, number: int) -> None:
+        recorder = self._recorder
         while (run := self._queue.get()) is not None:
             if run.key in self._cancelled:
                 self._cancelled.discard(run.key)
                 outcome = Outcome(run.key, "skipped")
             else:
+                if recorder is not None:
+                    recorder.begin(number, run.key)
                 outcome = self._execute(run)
+                if recorder is not None:
+                    recorder.end(number)
             self._done.append(outcome)
             if not self._signalled:
                 self._signalled = True
