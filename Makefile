@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet -c constraints.txt
 
-.PHONY: help test lint clean
+.PHONY: help demo test lint clean
 
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -19,6 +19,9 @@ $(BIN)/python:
 .stamp-lint: pyproject.toml constraints.txt | $(BIN)/python
 	$(INSTALL) -e ".[test,lint]"
 	@touch $@
+
+demo: .stamp-test  ## a census of the Python source on this machine
+	$(BIN)/python examples/census.py $(ARGS)
 
 test: .stamp-test  ## run the tests
 	$(BIN)/python -m pytest tests

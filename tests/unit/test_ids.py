@@ -1,0 +1,33 @@
+"""Keys survive the wire; prefixes are what users expect."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shoal.ids import key_from_wire, key_prefix, key_to_wire
+
+atoms = st.text() | st.binary() | st.integers() | st.floats(allow_nan=False, allow_infinity=False)
+keys = st.recursive(atoms, lambda inner: st.lists(inner, max_size=3).map(tuple), max_leaves=5)
+
+
+@given(keys)
+def test_keys_come_back(key: object) -> None:
+    """Text, bytes, numbers and tuples of them."""
+    assert key_from_wire(key_to_wire(key)) == key
+
+
+def test_what_is_no_key() -> None:
+    """The error names the type."""
+    with pytest.raises(TypeError, match="list"):
+        key_to_wire(("x", []))
+
+
+@pytest.mark.parametrize(
+    ("key", "prefix"),
+    [("inc-0a1b2c3d4e", "inc"), ("x-1-2", "x"), ("('sum-0a1b2c3d', 0)", "sum"), ("read-csv-0a1b2c3d", "read-csv")],
+)
+def test_prefix(key: str, prefix: str) -> None:
+    """What similar tasks share."""
+    assert key_prefix(key) == prefix
