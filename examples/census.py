@@ -128,17 +128,19 @@ def main() -> None:
     started = time.perf_counter()
     merge([parse(file) for file in sample])
     alone = (time.perf_counter() - started) / len(sample) * len(files)
-    with LocalCluster(n_workers=options.workers, threads_per_worker=1, silence_logs=40) as cluster:
-        with Client(cluster) as client:
-            stop, killed = threading.Event(), []
-            if options.chaos:
-                threading.Thread(target=kill_now_and_then, args=(client, stop, killed), daemon=True).start()
-            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-            started = time.perf_counter()
-            with Progress(*columns, console=console) as progress:
-                (totals, ranking), tasks = census(client, files, progress)
-            wall = time.perf_counter() - started
-            stop.set()
+    with (
+        LocalCluster(n_workers=options.workers, threads_per_worker=1, silence_logs=40) as cluster,
+        Client(cluster) as client,
+    ):
+        stop, killed = threading.Event(), []
+        if options.chaos:
+            threading.Thread(target=kill_now_and_then, args=(client, stop, killed), daemon=True).start()
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        started = time.perf_counter()
+        with Progress(*columns, console=console) as progress:
+            (totals, ranking), tasks = census(client, files, progress)
+        wall = time.perf_counter() - started
+        stop.set()
     constructs = Table("construct", "count", title=f"{totals['counts']['files']:,} files")
     for name, count in totals["counts"].most_common(12):
         constructs.add_row(name, f"{count:,}")
