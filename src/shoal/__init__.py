@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from shoal.client.client import Client as Client
     from shoal.client.future import Future as Future
+    from shoal.client.waiting import as_completed as as_completed
+    from shoal.client.waiting import wait as wait
     from shoal.deploy.local import LocalCluster as LocalCluster
     from shoal.errors import KilledWorker as KilledWorker
     from shoal.errors import Reschedule as Reschedule
@@ -17,8 +19,10 @@ _EXPORTS = {
     "KilledWorker": "shoal.errors",
     "LocalCluster": "shoal.deploy.local",
     "Reschedule": "shoal.errors",
+    "as_completed": "shoal.client.waiting",
+    "wait": "shoal.client.waiting",
 }
-__all__ = ["Client", "Future", "KilledWorker", "LocalCluster", "Reschedule"]
+__all__ = ["Client", "Future", "KilledWorker", "LocalCluster", "Reschedule", "as_completed", "wait"]
 __version__ = "0.1.0"
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import psutil
 import pytest
 
-from shoal import Client, KilledWorker, LocalCluster
+from shoal import Client, KilledWorker, LocalCluster, as_completed, wait
 from shoal.errors import (
     ClosedClientError,
     ConfigurationError,
@@ -78,6 +78,37 @@ def test_submit_map_gather_and_dependencies(client: Client) -> None:
     total = client.submit(add, futures)
     assert client.gather(futures) == list(range(1, 101))
     assert total.result(30) == 5050
+
+
+def test_wait_and_as_completed(client: Client) -> None:
+    """All of them, or the first, in the order of completion."""
+    futures = client.map(slow_inc, range(20))
+    first = wait(futures, 30, "FIRST_COMPLETED")
+    assert first.done
+    assert wait(futures, 30).not_done == set()
+    again = client.map(slow_inc, range(100, 110))
+    assert sorted(result for _, result in as_completed(again, with_results=True)) == list(range(101, 111))
+    with pytest.raises(TimeoutError):
+        wait(client.submit(time.sleep, 1), 0.05)
+
+
+def test_scatter(client: Client) -> None:
+    """Values put by a client are inputs, and come back."""
+    one, two = client.scatter([[1, 2], [3]])
+    assert client.submit(add, one).result(30) == 3
+    assert client.gather([one, two]) == [[1, 2], [3]]
+    named = client.scatter({"numbers": [4]}, broadcast=True)
+    assert len(client.who_has([named["numbers"]])["numbers"]) == 2
+
+
+def test_restart(client: Client) -> None:
+    """Futures are cancelled, and every worker process is another one."""
+    before = set(client.run(pid).values())
+    future = client.submit(time.sleep, 100)
+    client.restart(timeout=30)
+    assert future.cancelled()
+    assert not before & set(client.run(pid).values())
+    assert client.submit(inc, 1).result(30) == 2
 
 
 def test_released_futures_free_memory(client: Client) -> None:

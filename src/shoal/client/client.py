@@ -30,8 +30,10 @@ from shoal.messages import (
     KeysRestarted,
     KilledTask,
     Options,
+    PutData,
     Query,
     RegisterClient,
+    Restart,
     Retry,
     RunFunction,
     Submit,
@@ -321,6 +323,76 @@ class Client:
                 raise serialize.load_error(Sent(*value))
             found[address] = value
         return found
+
+    def restart(self, timeout: float | None = None, wait_for_workers: bool = True) -> Client:
+        """Forget all tasks (their futures are cancelled) and restart every worker process.
+
+        Raises
+        ------
+        TimeoutError
+            If workers are not back after ``timeout`` seconds, naming them.
+        """
+        limit = 60.0 if timeout is None else timeout
+        try:
+            self._thread.sync(self._request(lambda rid: Restart(rid, limit, wait_for_workers)))
+        except UsageError as error:
+            if str(error).startswith("TimeoutError"):
+                raise TimeoutError(str(error)) from error
+            raise
+        return self
+
+    def scatter(self, data: Any, workers: Any = None, broadcast: bool = False, hash: bool = True) -> Any:
+        """Put local values on workers; return futures in the shape of the list, tuple or dict given, or one future.
+
+        Parameters
+        ----------
+        workers
+            Names or addresses of the workers that may be used.
+        broadcast
+            Put each value on all of them.
+        hash
+            Make the key from the value, so that the same value has the same key.
+        """
+        self._check_open()
+        if isinstance(data, dict):
+            named = {key_to_wire(name): value for name, value in data.items()}
+        else:
+            many = data if isinstance(data, list | tuple) else [data]
+            named = {}
+            for value in many:
+                digest = uuid4().hex
+                if hash:
+                    from dask.tokenize import tokenize
+
+                    digest = tokenize(value)
+                named[f"{type(value).__name__}-{digest}"] = value
+        payloads = {key: serialize.dumps(value, "scattered data") for key, value in named.items()}
+        futures = {key: self._future(key) for key in payloads}
+        chosen = [workers] if isinstance(workers, str) else workers
+        self._thread.sync(self._put(payloads, chosen, broadcast))
+        for future in futures.values():
+            future._wait(60.0)
+        if isinstance(data, dict):
+            return {future.key: future for future in futures.values()}
+        if isinstance(data, list | tuple):
+            return type(data)(futures[key] for key in named)
+        return next(iter(futures.values()))
+
+    async def _put(self, payloads: dict[str, Any], workers: list[str] | None, broadcast: bool) -> None:
+        targets = await self._ask("put_targets", workers=workers)
+        if not targets:
+            raise UsageError(f"no running worker to scatter to (workers={workers!r})")
+        shares: dict[str, dict[str, Any]] = {}
+        for number, (key, payload) in enumerate(payloads.items()):
+            for target in targets if broadcast else [targets[number % len(targets)]]:
+                shares.setdefault(target[0], {})[key] = payload
+        addresses = {target[0]: target[1] for target in targets}
+        await asyncio.gather(
+            *(
+                self._peers.request(peer, addresses[peer], lambda rid, items=items: PutData(rid, self.id, items))  # type: ignore[misc]
+                for peer, items in shares.items()
+            )
+        )
 
     def who_has(self, futures: Any = None) -> dict[Any, Any]:
         """Addresses of the workers that hold each key."""
