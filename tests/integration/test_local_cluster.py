@@ -111,6 +111,19 @@ def test_restart(client: Client) -> None:
     assert client.submit(inc, 1).result(30) == 2
 
 
+def test_dask_collections(client: Client) -> None:
+    """An array, a delayed call and a raw graph; through compute, and with shoal as dask's scheduler."""
+    import dask
+
+    da = pytest.importorskip("dask.array")
+    array = da.arange(100_000, chunks=10_000)
+    assert client.compute((array**2).sum()).result(60) == sum(n * n for n in range(100_000))
+    with dask.config.set(scheduler=client.get):
+        assert dask.delayed(inc)(dask.delayed(inc)(1)).compute() == 3
+        assert float(array.mean().compute()) == 49999.5
+    assert client.get({"x": 1, "y": (inc, "x"), ("z", 0): (add, ["x", "y"])}, [["y"], ("z", 0)]) == [[2], 3]
+
+
 def test_released_futures_free_memory(client: Client) -> None:
     """What nobody needs is forgotten by the scheduler and the workers."""
     futures = client.map(inc, range(50))

@@ -15,6 +15,7 @@ from uuid import uuid4
 
 from shoal import config
 from shoal.client.future import Future, FutureState
+from shoal.client.graphs import finalized, graph_tasks
 from shoal.client.loop import get_loop_thread
 from shoal.errors import ClosedClientError, ForeignFutureError, LinkError, SerializationError, TaskError, UsageError
 from shoal.ids import key_from_wire, key_to_wire
@@ -185,6 +186,64 @@ class Client:
             functions[fn] = payload
         self._say(Submit(specs, functions, options, [spec.key for spec in specs]))
         return futures
+
+    def get(
+        self,
+        dsk: Any,
+        keys: Any,
+        workers: Any = None,
+        allow_other_workers: bool = False,
+        resources: dict[str, float] | None = None,
+        sync: bool = True,
+        retries: int | None = None,
+        priority: int = 0,
+        **kwargs: Any,
+    ) -> Any:
+        """Run a dask graph; return the values of ``keys`` in their shape, or futures where ``sync`` is False."""
+        options = _options(priority, retries, workers, allow_other_workers, resources)
+        flat: dict[Any, None] = {}
+        _flatten(keys, flat)
+        futures = self._submit_graph(dsk, list(flat), options)
+        found = dict(zip(futures, self.gather(list(futures.values())), strict=True)) if sync else futures
+        return _reshape(keys, found)
+
+    def _submit_graph(self, dsk: Any, keys: list[Any], options: Options) -> dict[Any, Future]:
+        self._check_open()
+        specs = graph_tasks(dsk)
+        futures = {key: self._future(key_to_wire(key)) for key in keys}
+        self._say(Submit(specs, {}, options, [future._state.key for future in futures.values()]))
+        return futures
+
+    def compute(
+        self,
+        collections: Any,
+        sync: bool = False,
+        optimize_graph: bool = True,
+        workers: Any = None,
+        allow_other_workers: bool = False,
+        resources: dict[str, float] | None = None,
+        retries: int = 0,
+        priority: int = 0,
+        **kwargs: Any,
+    ) -> Any:
+        """Compute dask collections; return futures of their values, or the values where ``sync`` is True.
+
+        What is no collection is returned as it is.
+        """
+        from dask.base import is_dask_collection
+
+        options = _options(priority, retries, workers, allow_other_workers, resources)
+        several = isinstance(collections, list | tuple | set)
+        found: list[Any] = []
+        for one in collections if several else [collections]:
+            if is_dask_collection(one):
+                expression, key = finalized(one, optimize_graph)
+                found.append(self._submit_graph(expression, [key], options)[key])
+            else:
+                found.append(one)
+        if sync:
+            found = [self.gather(one) if isinstance(one, Future) else one for one in found]
+        return found if several else found[0]
 
     def _function(self, func: Any) -> tuple[str, Any]:
         state = serialize.stable_state(func)
@@ -568,6 +627,18 @@ def _options(
         workers = [workers]
     named = None if workers is None else [str(worker) for worker in workers]
     return Options(priority, retries or 0, named, allow_other_workers, resources)
+
+
+def _flatten(keys: Any, found: dict[Any, None]) -> None:
+    if isinstance(keys, list):
+        for key in keys:
+            _flatten(key, found)
+    else:
+        found[keys] = None
+
+
+def _reshape(keys: Any, found: dict[Any, Any]) -> Any:
+    return [_reshape(key, found) for key in keys] if isinstance(keys, list) else found[keys]
 
 
 def _log_failure(done: Any) -> None:
