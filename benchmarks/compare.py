@@ -1,209 +1,247 @@
 """The same work on shoal and its peers, in one run on one machine, each engine in a process of its own.
 
-    python benchmarks/compare.py [--engines shoal,distributed,...] [--json FILE]
+    python benchmarks/compare.py [--engines shoal,distributed,...] [--output DIRECTORY] [--repeat N]
 
-Every engine has two single-threaded workers. Ratios are to dask.distributed in the same run: these machines are noisy.
+Ratios are to dask.distributed in the same run: such machines are noisy, a ratio is not. Engines take turns where there
+are several rounds, and the median of the rounds counts.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import platform
+import signal
+import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from engines import ARRAY_BYTES, ENGINES, Engine, add, inc, last_of, make_array, scheduler_memory
 from rich.console import Console
+from rich.progress import Progress
 from rich.table import Table
 
-#: name, unit, whether more is better
-METRICS = [
-    ("start", "s", False),
-    ("latency", "ms", False),
-    ("latency_p99", "ms", False),
-    ("map", "tasks/s", True),
-    ("tree", "tasks/s", True),
-    ("chain", "tasks/s", True),
-    ("to_client", "MB/s", True),
-]
-ENGINES = ["shoal", "distributed", "frisky", "ray", "processpool", "loky"]
-ARRAY_BYTES = 128 * 2**20
+#: name: (unit, whether more is better)
+METRICS: dict[str, tuple[str, bool]] = {
+    "start": ("s", False),
+    "latency": ("ms", False),
+    "latency_p99": ("ms", False),
+    "map": ("tasks/s", True),
+    "tree": ("tasks/s", True),
+    "chain": ("tasks/s", True),
+    "worker_to_worker": ("MB/s", True),
+    "worker_to_client": ("MB/s", True),
+    "scheduler_memory": ("bytes/task", False),
+}
+#: Seconds after which an engine is given up.
+PATIENCE = 120.0
+
+Report = Callable[[str, float], None]
 
 
-def inc(x: int) -> int:
-    return x + 1
-
-
-def add(x: int, y: int) -> int:
-    return x + y
-
-
-def make_array(seed: int) -> Any:
-    import numpy as np
-
-    return np.full(ARRAY_BYTES // 8, seed, dtype="f8")
-
-
-class Engine:
-    """What an engine must do; futures may be arguments where ``graphs`` is True."""
-
-    graphs = True
-
-    def __init__(self, client: Any, close: Callable[[], None]) -> None:
-        self.client, self.close = client, close
-
-    def submit(self, function: Any, *args: Any) -> Any:
-        return self.client.submit(function, *args)
-
-    def result(self, future: Any) -> Any:
-        return future.result()
-
-    def map(self, function: Any, values: Any) -> list[Any]:
-        return self.client.gather(self.client.map(function, values))
-
-
-class Pool(Engine):
-    graphs = False
-
-    def map(self, function: Any, values: Any) -> list[Any]:
-        return [future.result() for future in [self.client.submit(function, value) for value in values]]
-
-
-class Ray(Engine):
-    def submit(self, function: Any, *args: Any) -> Any:
-        if not hasattr(self, "_remote"):
-            self._remote = {}
-        if function not in self._remote:
-            self._remote[function] = self.client.remote(function)
-        return self._remote[function].remote(*args)
-
-    def result(self, future: Any) -> Any:
-        return self.client.get(future)
-
-    def map(self, function: Any, values: Any) -> list[Any]:
-        return self.client.get([self.submit(function, value) for value in values])
-
-
-def start(name: str) -> Engine:
-    if name == "shoal":
-        from shoal import Client, LocalCluster
-
-        cluster = LocalCluster(n_workers=2, threads_per_worker=1)
-        client = Client(cluster)
-        return Engine(client, lambda: (client.close(), cluster.close()))
-    if name == "distributed":
-        from distributed import Client, LocalCluster
-
-        cluster = LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0")
-        client = Client(cluster)
-        return Engine(client, lambda: (client.close(), cluster.close()))
-    if name == "frisky":
-        import frisky
-
-        cluster = frisky.LocalCluster(n_workers=2, threads_per_worker=1, processes=True)
-        client = frisky.Client(cluster)
-        return Engine(client, lambda: (client.close(), cluster.close()))
-    if name == "ray":
-        import ray
-
-        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=40)
-        return Ray(ray, ray.shutdown)
-    if name == "processpool":
-        from concurrent.futures import ProcessPoolExecutor
-
-        pool = ProcessPoolExecutor(2)
-        return Pool(pool, pool.shutdown)
-    if name == "loky":
-        from loky import get_reusable_executor
-
-        pool = get_reusable_executor(2)
-        return Pool(pool, pool.shutdown)
-    raise SystemExit(f"unknown engine {name!r}; known: {', '.join(ENGINES)}")
-
-
-def measure(name: str, scale: float) -> dict[str, float]:
-    """All figures of one engine."""
-    found: dict[str, float] = {}
+def seconds(work: Callable[[], Any]) -> float:
     begun = time.perf_counter()
-    engine = start(name)
+    work()
+    return time.perf_counter() - begun
+
+
+def measure(name: str, scale: float, report: Report) -> None:
+    """Report every figure of one engine as soon as it is known."""
+    begun = time.perf_counter()
+    engine = ENGINES[name]()
     engine.map(inc, [-1, -2])
-    found["start"] = time.perf_counter() - begun
-    trips = []
-    for number in range(300):
-        begun = time.perf_counter()
-        engine.result(engine.submit(inc, -10 - number))
-        trips.append(time.perf_counter() - begun)
-    trips.sort()
-    found["latency"], found["latency_p99"] = 1e3 * trips[150], 1e3 * trips[297]
+    report("start", time.perf_counter() - begun)
+    latencies(engine, report)
     engine.map(inc, range(200))
     count = int(20_000 * scale)
-    begun = time.perf_counter()
-    assert engine.map(inc, range(1000, 1000 + count))[-1] == 1000 + count
-    found["map"] = count / (time.perf_counter() - begun)
+    values = range(1000, 1000 + count)
+    report("map", count / seconds(lambda: engine.map(inc, values)))
     if engine.graphs:
-        leaves = 2 ** (12 if scale >= 1 else 9)
-        begun = time.perf_counter()
+        report("tree", tree(engine, 2**12 if scale >= 1 else 2**10))
+        report("chain", chain(engine, int(2000 * scale)))
+    transfers(engine, report)
+    engine.close()
+    memory = scheduler_memory(name, int(100_000 * scale))
+    if memory is not None:
+        report("scheduler_memory", memory)
+
+
+def latencies(engine: Engine, report: Report) -> None:
+    trips = sorted(seconds(lambda n=n: engine.result(engine.submit(inc, -10 - n))) for n in range(400))
+    report("latency", 1e3 * trips[200])
+    report("latency_p99", 1e3 * trips[396])
+
+
+def tree(engine: Engine, leaves: int) -> float:
+    """Tasks a second in a binary reduction."""
+
+    def work() -> None:
         level = [engine.submit(inc, -100_000 - number) for number in range(leaves)]
         while len(level) > 1:
             level = [engine.submit(add, *level[at : at + 2]) for at in range(0, len(level), 2)]
-        engine.result(level[0])
-        found["tree"] = (2 * leaves - 1) / (time.perf_counter() - begun)
-        length = int(1000 * scale)
-        begun = time.perf_counter()
+        total = engine.result(level[0])
+        assert total == sum(1 - 100_000 - number for number in range(leaves)), total
+
+    return (2 * leaves - 1) / seconds(work)
+
+
+def chain(engine: Engine, length: int) -> float:
+    """Tasks a second where each needs the one before."""
+
+    def work() -> None:
         future = engine.submit(inc, 1_000_000)
         for _ in range(length - 1):
             future = engine.submit(inc, future)
         assert engine.result(future) == 1_000_000 + length
-        found["chain"] = length / (time.perf_counter() - begun)
-    begun = time.perf_counter()
-    for seed in range(3):
-        array = engine.result(engine.submit(make_array, seed))
-        assert array.nbytes == ARRAY_BYTES
-    found["to_client"] = 3 * ARRAY_BYTES / 1e6 / (time.perf_counter() - begun)
-    engine.close()
+
+    return length / seconds(work)
+
+
+def transfers(engine: Engine, report: Report) -> None:
+    """Megabytes a second of arrays that lie ready on a worker."""
+    megabytes = ARRAY_BYTES / 1e6
+    if engine.pins:
+        here, there = engine.workers()[:2]
+        rates = []
+        for seed in range(5):
+            array = engine.submit(make_array, seed, workers=[here])
+            engine.finish(array)
+            rates.append(megabytes / seconds(lambda a=array: engine.result(engine.submit(last_of, a, workers=[there]))))
+            del array
+        report("worker_to_worker", statistics.median(rates))
+    rates = []
+    for seed in range(10, 15):
+        array = engine.submit(make_array, seed)
+        engine.finish(array)
+        got: list[Any] = []
+        rates.append(megabytes / seconds(lambda a=array, got=got: got.append(engine.result(a)[::512].sum())))
+        assert got[0] == seed * (ARRAY_BYTES // 8 / 512)
+        del array
+    report("worker_to_client", statistics.median(rates))
+
+
+def run_one(name: str) -> dict[str, float]:
+    """Measure an engine in a session of its own; what it starts ends with it, also where it hangs."""
+    process = subprocess.Popen(
+        [sys.executable, __file__, "--one", name],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        out, err = process.communicate(timeout=PATIENCE)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        out, err = process.communicate()
+        err += f"\ngiven up after {PATIENCE:g} s"
+    rows = [json.loads(line[7:]) for line in out.splitlines() if line.startswith("RESULT ")]
+    if process.returncode:
+        print(f"{name}: stopped after {[row[0] for row in rows]}: {err.strip().splitlines()[-1:]}", file=sys.stderr)
+    return dict(rows)
+
+
+def text(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
+
+
+def table(results: dict[str, dict[str, float]]) -> Table:
+    """One row for each metric, one column for each engine, with ratios to dask.distributed."""
+    found = Table("", *results, title="figure (times better than dask.distributed in this run)")
+    base = results.get("distributed", {})
+    for metric, (unit, more) in METRICS.items():
+        row = []
+        for figures in results.values():
+            value = figures.get(metric)
+            if value is None:
+                row.append("-")
+            elif metric in base:
+                row.append(f"{text(value)} ({text(value / base[metric] if more else base[metric] / value)}×)")
+            else:
+                row.append(text(value))
+        found.add_row(f"{metric} [{unit}]".replace("_", " ").replace("[", "\\["), *row)
+    return found
+
+
+def plot(results: dict[str, dict[str, float]], path: Path) -> None:
+    """Bars of the ratios to dask.distributed, on a logarithmic axis."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    base = results.get("distributed")
+    if not base:
+        return
+    metrics = [metric for metric in METRICS if metric in base]
+    figure, axes = pyplot.subplots(figsize=(11, 5))
+    width = 0.8 / len(results)
+    for number, (name, figures) in enumerate(results.items()):
+        ratios = [
+            (figures[m] / base[m] if METRICS[m][1] else base[m] / figures[m]) if m in figures else 1 for m in metrics
+        ]
+        axes.bar([x + number * width for x in range(len(metrics))], ratios, width, label=name)
+    axes.set_yscale("log")
+    axes.axhline(1, color="black", linewidth=0.8)
+    axes.set_xticks([x + 0.4 - width / 2 for x in range(len(metrics))], [m.replace("_", "\n") for m in metrics])
+    axes.set_ylabel("times better than dask.distributed")
+    axes.legend()
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+
+
+def versions(names: list[str]) -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in names:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            pass  # it comes with Python
     return found
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--engines", default=",".join(ENGINES))
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--one", help=argparse.SUPPRESS)
+    parser.add_argument("--output", type=Path, help="a directory for results.json and results.png")
+    parser.add_argument("--repeat", type=int, default=1, help="rounds; the median counts")
+    parser.add_argument("--one", choices=ENGINES, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
-        slow = options.one == "distributed"
-        print("RESULT " + json.dumps(measure(options.one, 0.1 if slow else 1.0)))
+        report: Report = lambda metric, value: print("RESULT " + json.dumps([metric, value]), flush=True)  # noqa: E731
+        measure(options.one, 0.1 if options.one == "distributed" else 1.0, report)
         return
-    results: dict[str, dict[str, float]] = {}
-    for name in options.engines.split(","):
-        done = subprocess.run(
-            [sys.executable, __file__, "--one", name], capture_output=True, text=True, timeout=300, check=False
-        )
-        lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
-        if lines:
-            results[name] = json.loads(lines[0].removeprefix("RESULT "))
-        else:
-            print(f"{name} could not be measured: {done.stderr.strip().splitlines()[-1:]}")
-    base = results.get("distributed", {})
-    table = Table("metric", *results, title="figure (times better than dask.distributed)")
-    for metric, unit, more in METRICS:
-        row = []
-        for name in results:
-            value = results[name].get(metric)
-            if value is None:
-                row.append("-")
-                continue
-            ratio = ""
-            if metric in base:
-                ratio = f" ({value / base[metric] if more else base[metric] / value:.1f}x)"
-            row.append(f"{value:,.3g}{ratio}" if value < 1000 else f"{value:,.0f}{ratio}")
-        table.add_row(f"{metric} [{unit}]", *row)
-    Console(width=160).print(table)
-    if options.json is not None:
-        options.json.write_text(json.dumps(results, indent=2))
+    names = [name.strip() for name in options.engines.split(",")]
+    if unknown := set(names) - set(ENGINES):
+        parser.error(f"unknown engines {sorted(unknown)}; known are {', '.join(ENGINES)}")
+    rounds: dict[str, list[dict[str, float]]] = {name: [] for name in names}
+    with Progress(console=Console(stderr=True)) as progress:
+        bar = progress.add_task("measuring", total=options.repeat * len(names))
+        for _ in range(options.repeat):
+            for name in names:
+                progress.update(bar, description=name)
+                rounds[name].append(run_one(name))
+                progress.advance(bar)
+    results = {
+        name: {
+            metric: statistics.median(figures[metric] for figures in several if metric in figures)
+            for metric in METRICS
+            if any(metric in figures for figures in several)
+        }
+        for name, several in rounds.items()
+    }
+    Console(width=170).print(table(results))
+    if options.output is not None:
+        options.output.mkdir(parents=True, exist_ok=True)
+        everything = {"versions": versions(names), "cpus": os.cpu_count(), "median": results, "rounds": rounds}
+        (options.output / "results.json").write_text(json.dumps(everything, indent=2) + "\n")
+        plot(results, options.output / "results.png")
 
 
 if __name__ == "__main__":

@@ -57,6 +57,17 @@ def export() -> dict[str, Any]:
     return exported
 
 
+def import_path() -> list[str]:
+    """Where this process finds modules, for the processes that it starts: they must find the user's own as well."""
+    return [os.path.abspath(entry) for entry in sys.path]
+
+
+def extend_import_path(entries: list[str]) -> None:
+    """Look for modules in ``entries`` too, after the places that are known here."""
+    known = set(sys.path)
+    sys.path.extend(entry for entry in entries if entry not in known)
+
+
 def _load_defaults() -> None:
     global _loaded
     if _loaded:

@@ -8,6 +8,8 @@ import threading
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
+from shoal.shell.areas import AREAS, KEEP
+
 T = TypeVar("T")
 
 _lock = threading.Lock()
@@ -30,7 +32,12 @@ class LoopThread:
 
     def _run(self) -> None:
         asyncio.set_event_loop(self.loop)
+        self._tidy()
         self.loop.run_forever()
+
+    def _tidy(self) -> None:
+        AREAS.trim()
+        self.loop.call_later(KEEP, self._tidy)
 
     def sync(self, coroutine: Coroutine[Any, Any, T], timeout: float | None = None) -> T:
         """Run ``coroutine`` on the loop and wait for it here.

@@ -58,6 +58,7 @@ class LocalCluster:
         self._secret = config.default_secret()
         options = {
             "config": config.export(),
+            "sys_path": config.import_path(),
             "secret": self._secret.hex(),
             "silence_logs": silence_logs,
             "runtime_directory": str(config.runtime_directory()),
@@ -103,6 +104,11 @@ class LocalCluster:
     def scheduler_address(self) -> str:
         """The address to connect to."""
         return self._addresses[0]
+
+    @property
+    def scheduler_pid(self) -> int | None:
+        """Process id of the head process, in which the scheduler runs; None once closed."""
+        return self._head.pid if self._head is not None else None
 
     def close(self, timeout: float = 15.0) -> None:
         """End the workers and the scheduler; returns once all their processes are gone."""

@@ -26,6 +26,7 @@ def main() -> None:
     """Read the options, run until stdin closes."""
     options = json.loads(sys.stdin.buffer.readline())
     config.inherit(options.pop("config"))
+    config.extend_import_path(options.pop("sys_path"))
     logging.basicConfig(
         level=options.pop("silence_logs"), format="%(asctime)s - %(name)s - %(levelname)s - %(message)s"
     )

@@ -146,6 +146,7 @@ class NannyProgram:
             "slot": self.id,
             "memory_limit": self.memory_limit,
             "config": config.export(),
+            "sys_path": config.import_path(),
             **self._options,
         }
         reader, writer = os.pipe()

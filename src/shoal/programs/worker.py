@@ -28,6 +28,7 @@ from shoal.messages import (
     WorkerRegistered,
 )
 from shoal.programs.calls import call_user
+from shoal.shell.areas import AREAS
 from shoal.shell.driver import Driver
 from shoal.shell.executor import ThreadExecutor
 from shoal.shell.link import Identity, Link
@@ -71,6 +72,8 @@ class WorkerProgram:
         validate: bool = False,
     ) -> None:
         loop = asyncio.get_running_loop()
+        if memory_limit:
+            AREAS.most_idle = min(AREAS.most_idle, memory_limit // 10)
         self.id = f"Worker-{uuid4().hex}"
         self.name = name or self.id
         self.slot = slot or self.id
@@ -142,6 +145,7 @@ class WorkerProgram:
         if self._link is None or self._link.closed:
             return
         self._link.send(Heartbeat(self.metrics()))
+        AREAS.trim()
         self._heartbeat = asyncio.get_running_loop().call_later(interval, self._beat, interval)
 
     def metrics(self) -> dict[str, Any]:

@@ -22,6 +22,7 @@ def main() -> None:
     """Read the options from the first line of stdin, run until told to stop."""
     options = json.loads(sys.stdin.buffer.readline())
     config.inherit(options.pop("config"))
+    config.extend_import_path(options.pop("sys_path"))
     try:
         import uvloop
 

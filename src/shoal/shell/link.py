@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import mmap
 import secrets
 from collections.abc import Callable
 from typing import Any
@@ -16,22 +15,12 @@ from typing import Any
 from shoal.core.framing import FrameReader, pack_frame
 from shoal.core.session import NONCE_BYTES, Session
 from shoal.errors import HandshakeError, LinkClosedError, LinkError
+from shoal.shell.areas import AREAS
 
 logger = logging.getLogger("shoal.link")
 
 #: Seconds that a handshake may take.
 HANDSHAKE_TIMEOUT = 10.0
-_MAPPED = 1 << 20
-
-
-def _allocate(nbytes: int) -> memoryview:
-    """Memory for a large buffer: mapped, so that no page is touched before the kernel fills it."""
-    if nbytes < _MAPPED:
-        return memoryview(bytearray(nbytes))
-    area = mmap.mmap(-1, nbytes)
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        area.madvise(mmap.MADV_HUGEPAGE)
-    return memoryview(area)
 
 
 class Identity:
@@ -65,7 +54,7 @@ class Link(asyncio.BufferedProtocol):
         on_closed: Callable[[Link, str], None],
     ) -> None:
         self.loop = asyncio.get_running_loop()
-        self.reader = FrameReader(allocate=_allocate)
+        self.reader = FrameReader(allocate=AREAS.allocate)
         self.session = Session(
             identity.role,
             identity.id,
