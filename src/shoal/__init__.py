@@ -6,23 +6,52 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from shoal.client.client import Client as Client
+    from shoal.client.current import default_client as default_client
+    from shoal.client.current import get_client as get_client
+    from shoal.client.current import get_worker as get_worker
     from shoal.client.future import Future as Future
     from shoal.client.waiting import as_completed as as_completed
     from shoal.client.waiting import wait as wait
     from shoal.deploy.local import LocalCluster as LocalCluster
     from shoal.errors import KilledWorker as KilledWorker
     from shoal.errors import Reschedule as Reschedule
+    from shoal.programs.servers import Nanny as Nanny
+    from shoal.programs.servers import Scheduler as Scheduler
+    from shoal.programs.servers import Worker as Worker
+    from shoal.security import Security as Security
 
 _EXPORTS = {
     "Client": "shoal.client.client",
     "Future": "shoal.client.future",
     "KilledWorker": "shoal.errors",
     "LocalCluster": "shoal.deploy.local",
+    "Nanny": "shoal.programs.servers",
     "Reschedule": "shoal.errors",
+    "Scheduler": "shoal.programs.servers",
+    "Security": "shoal.security",
+    "Worker": "shoal.programs.servers",
     "as_completed": "shoal.client.waiting",
+    "default_client": "shoal.client.current",
+    "get_client": "shoal.client.current",
+    "get_worker": "shoal.client.current",
     "wait": "shoal.client.waiting",
 }
-__all__ = ["Client", "Future", "KilledWorker", "LocalCluster", "Reschedule", "as_completed", "wait"]
+__all__ = [
+    "Client",
+    "Future",
+    "KilledWorker",
+    "LocalCluster",
+    "Nanny",
+    "Reschedule",
+    "Scheduler",
+    "Security",
+    "Worker",
+    "as_completed",
+    "default_client",
+    "get_client",
+    "get_worker",
+    "wait",
+]
 __version__ = "0.1.0"
 
 

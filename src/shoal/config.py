@@ -185,6 +185,11 @@ def memory_limit(value: Any, nthreads: int = 1, name: str = "memory_limit") -> i
     return min(size, total) if total else size
 
 
+def host_name() -> str:
+    """The name of this machine."""
+    return os.uname().nodename
+
+
 def cpu_count() -> int:
     """Processors that this process may use."""
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

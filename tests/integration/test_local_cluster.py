@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import psutil
 import pytest
 
-from shoal import Client, KilledWorker, LocalCluster, as_completed, wait
+from shoal import Client, KilledWorker, LocalCluster, Security, as_completed, wait
 from shoal.errors import (
     ClosedClientError,
     ConfigurationError,
@@ -208,7 +208,7 @@ def test_strangers_are_turned_away(client: Client, cluster: LocalCluster) -> Non
             except ConnectionResetError:
                 pass
     with pytest.raises(HandshakeError, match="secret"):
-        Client(cluster.scheduler_address, secret=b"wrong")
+        Client(cluster.scheduler_address, security=Security(secret="another"))
     assert client.submit(inc, 1).result(30) == 2
 
 

@@ -2,85 +2,99 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Generator
+from html import escape
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from shoal.errors import FutureCancelledError, KilledWorker, LostDataError
-from shoal.ids import key_from_wire
-from shoal.messages import KilledTask, TaskError
+from shoal.core.client.future import FutureRecord, FutureStatus
+from shoal.errors import FutureCancelledError, KilledWorker, LostDataError, UsageError
+from shoal.ids import key_from_wire, key_to_wire
+from shoal.messages import KilledTask
 from shoal.shell import serialize
 
 if TYPE_CHECKING:
     from shoal.client.client import Client
 
 
-class FutureState:
-    """What is known of one key, shared by all futures of it. Changed on the loop only, but for ``refs``."""
-
-    __slots__ = ("callbacks", "error", "event", "key", "lost", "reason", "refs", "status", "type", "value")
-
-    def __init__(self, key: str) -> None:
-        self.key = key
-        self.refs = 0
-        self.status = "pending"
-        #: The payload, where the result was small enough to come with the news.
-        self.value: Any = None
-        self.type = ""
-        self.error: Any = None
-        self.reason = ""
-        self.lost = False
-        self.event = threading.Event()
-        self.callbacks: list[Callable[[], None]] = []
-
-    def settle(self, status: str) -> None:
-        """The key is done, one way or another."""
-        self.status = status
-        self.event.set()
-        callbacks, self.callbacks = self.callbacks, []
-        for callback in callbacks:
-            callback()
-
-    def restart(self) -> None:
-        """The key is being computed again."""
-        self.status, self.value, self.error = "pending", None, None
-        self.event.clear()
-
-    def failure(self) -> BaseException | None:
-        """The exception that ``result`` raises, if any."""
-        if self.status in ("cancelled", "lost"):
-            key = key_from_wire(self.key)
-            return LostDataError(self.reason) if self.lost else FutureCancelledError(key, self.reason)
-        if self.status != "error":
-            return None
-        if isinstance(self.error, KilledTask):
-            return KilledWorker(self.error.origin, self.error.deaths, self.error.allowed_failures)
-        return serialize.load_error(self.error)
+def failure_of(record: FutureRecord) -> BaseException | None:
+    """The exception that ``result`` raises for this key, if any."""
+    if record.status is FutureStatus.CANCELLED:
+        return FutureCancelledError(key_from_wire(record.key), record.reason)
+    if record.status is FutureStatus.LOST:
+        return LostDataError(record.reason)
+    if record.status is not FutureStatus.ERROR:
+        return None
+    if isinstance(record.error, KilledTask):
+        return KilledWorker(record.error.origin, record.error.deaths, record.error.allowed_failures)
+    return serialize.load_error(record.error.error)
 
 
 class Future:
     """The result of a task that runs, or ran, on the cluster.
 
-    Released when the last reference to it goes away; the cluster then forgets what nobody else needs.
+    Released when the last reference to it goes away; the cluster then forgets what nobody else needs. With an
+    asynchronous client, the methods that wait return awaitables. A future can be pickled: inside of a task it belongs
+    to the task's own client.
+
+    Parameters
+    ----------
+    key
+        Of a task that the scheduler knows.
+    client
+        Whose future it is; by default the current client's (``get_client``), once it is needed.
     """
 
-    __slots__ = ("__weakref__", "_client", "_released", "_state", "key")
+    #: dask takes it for a reference to a task where it stands in a graph.
+    __dask_future__ = True
+    __slots__ = ("__weakref__", "_client", "_record", "_released", "key")
 
-    def __init__(self, key: Any, client: Client, state: FutureState) -> None:
+    def __init__(self, key: Any, client: Client | None = None, state: FutureRecord | None = None) -> None:
         self.key = key
         self._client = client
-        self._state = state
         self._released = False
+        if state is not None:
+            self._record = state
+        elif client is not None:
+            self._record = client._adopt(key)
+
+    def bind_client(self, client: Client) -> None:
+        """Attach a client to a future that was made without one, and ask for the key.
+
+        Raises
+        ------
+        UsageError
+            If it has another client already.
+        """
+        if self._client is client:
+            return
+        if self._client is not None:
+            raise UsageError(f"{self!r} belongs to another client")
+        self._client = client
+        self._record = client._adopt(self.key)
 
     @property
     def client(self) -> Client:
+        """The client that it belongs to."""
+        if self._client is None:
+            from shoal.client.current import get_client
+
+            self.bind_client(get_client())
+        assert self._client is not None
         return self._client
+
+    executor = client
+
+    @property
+    def _state(self) -> FutureRecord:
+        """The record, bound to a client if need be."""
+        assert self.client is not None
+        return self._record
 
     @property
     def status(self) -> str:
         """``pending``, ``finished``, ``error``, ``cancelled`` or ``lost``."""
-        return self._state.status
+        return self._state.status.label
 
     @property
     def type(self) -> str:
@@ -89,15 +103,23 @@ class Future:
 
     def done(self) -> bool:
         """Whether it is not pending any more."""
-        return self._state.status != "pending"
+        return not self._state.pending
 
     def cancelled(self) -> bool:
-        return self._state.status == "cancelled"
+        """Whether it was cancelled."""
+        return self._state.status is FutureStatus.CANCELLED
 
     def _wait(self, timeout: float | None) -> None:
-        self._client._check_open()
-        if not self._state.event.wait(timeout):
+        client = self.client
+        client._connection.check_open()
+        if not client._connection.wait(self._record, timeout):
             raise TimeoutError(f"{self.key!r} was still pending after {timeout:g} s")
+
+    async def _wait_async(self, timeout: float | None) -> None:
+        try:
+            await self.client._connection.done(self._state, timeout)
+        except TimeoutError:
+            raise TimeoutError(f"{self.key!r} was still pending after {timeout:g} s") from None
 
     def result(self, timeout: float | None = None) -> Any:
         """Wait for the result and return it.
@@ -109,48 +131,108 @@ class Future:
         Exception
             Whatever the task raised, with its traceback.
         """
+        client = self.client
+        if client.asynchronous:
+            return self._result(timeout)
         self._wait(timeout)
-        error = self._state.failure()
-        if error is not None:
-            raise error
-        value = self._state.value
-        return serialize.loads(value) if value is not None else self._client.gather(self)
+        record = self._record
+        if record.value is not None:
+            return client._load(record.value)
+        values = client._thread.sync(client._connection.values([record], to_the_end=False))
+        return client._pick([record], values, "raise")[0]
 
-    def exception(self, timeout: float | None = None) -> BaseException | None:
+    async def _result(self, timeout: float | None = None) -> Any:
+        await self._wait_async(timeout)
+        record = self._state
+        values = await self.client._connection.values([record], to_the_end=False)
+        return self.client._pick([record], values, "raise")[0]
+
+    def exception(self, timeout: float | None = None) -> Any:
         """Wait, then return what the task raised, or None."""
+        if self.client.asynchronous:
+            return self._exception(timeout)
         self._wait(timeout)
-        return self._state.failure()
+        return failure_of(self._record)
 
-    def traceback(self, timeout: float | None = None) -> TracebackType | None:
+    async def _exception(self, timeout: float | None) -> BaseException | None:
+        await self._wait_async(timeout)
+        return failure_of(self._state)
+
+    def traceback(self, timeout: float | None = None) -> Any:
         """Wait, then return the traceback of what the task raised, or None."""
+        if self.client.asynchronous:
+            return self._traceback(timeout)
         self._wait(timeout)
-        error = self._state.error
-        return serialize.load_traceback(error) if isinstance(error, TaskError) else None
+        return _traceback_of(self._record)
+
+    async def _traceback(self, timeout: float | None) -> TracebackType | None:
+        await self._wait_async(timeout)
+        return _traceback_of(self._state)
 
     def add_done_callback(self, fn: Callable[[Future], Any]) -> None:
-        """Call ``fn(future)`` in a helper thread once it is done."""
-        self._client._when_done(self._state, lambda: self._client._run_callback(fn, self))
+        """Call ``fn(future)`` in a helper thread once it is done; what it raises is logged."""
+        client = self.client
+        client._connection.when_done([(self._record, lambda: client._run_callback(fn, self))])
 
-    def cancel(self, reason: str | None = None, msg: str | None = None) -> None:
+    def cancel(self, reason: str | None = None, msg: str | None = None) -> Any:
         """Cancel the task."""
-        self._client.cancel(self, reason=reason, msg=msg)
+        return self.client.cancel(self, reason=reason, msg=msg)
 
-    def retry(self) -> None:
+    def retry(self) -> Any:
         """Run it again if it failed."""
-        self._client.retry(self)
+        return self.client.retry(self)
 
     def release(self) -> None:
         """Let go of the result; it is freed when nobody else needs it."""
-        if not self._released:
+        if not self._released and self._client is not None:
             self._released = True
-            self._client._release(self._state)
+            self._client._connection.release(self._record)
 
     def __del__(self) -> None:
         self.release()
 
     def __await__(self) -> Generator[Any, None, Any]:
-        return self._client._result(self).__await__()
+        found: Generator[Any, None, Any] = self.client._await(self._result()).__await__()
+        return found
+
+    def __reduce__(self) -> Any:
+        if serialize.found_inside(self):
+            from dask._task_spec import TaskRef
+
+            return TaskRef, (self.key,)
+        return _revived, (key_to_wire(self.key),)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Future):
+            return NotImplemented
+        return self.key == other.key and (self._client is other._client or None in (self._client, other._client))
+
+    def __hash__(self) -> int:
+        return hash(self.key)
 
     def __repr__(self) -> str:
-        kind = f", type: {self.type}" if self.type else ""
+        if self._client is None:
+            return f"<Future: no client yet, key: {self.key!r}>"
+        kind = f", type: {self.type}" if self._record.type else ""
         return f"<Future: {self.status}{kind}, key: {self.key!r}>"
+
+    def _repr_html_(self) -> str:
+        kind = f" <span>type: {escape(self.type)}</span>" if self._client is not None and self.type else ""
+        status = self.status if self._client is not None else "no client yet"
+        return f"<b>Future: {escape(str(self.key))}</b> <span>status: {status}</span>{kind}"
+
+
+def _traceback_of(record: FutureRecord) -> TracebackType | None:
+    if record.status is not FutureStatus.ERROR or isinstance(record.error, KilledTask):
+        return None
+    return serialize.load_traceback(record.error.error)
+
+
+def _revived(wire: str) -> Future:
+    """A future that came out of a pickle: the current client's, where there is one."""
+    from shoal.client.current import current_client, get_client
+    from shoal.shell.current import home
+
+    key = key_from_wire(wire)
+    client = current_client() if home() is None else get_client()
+    return Future(key, client)

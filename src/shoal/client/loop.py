@@ -9,6 +9,7 @@ from collections.abc import Coroutine
 from typing import Any, TypeVar
 
 from shoal.shell.areas import AREAS, KEEP
+from shoal.shell.loops import new_event_loop
 
 T = TypeVar("T")
 
@@ -20,12 +21,7 @@ class LoopThread:
     """An event loop in a daemon thread."""
 
     def __init__(self) -> None:
-        try:
-            import uvloop
-
-            self.loop: asyncio.AbstractEventLoop = uvloop.new_event_loop()
-        except ImportError:
-            self.loop = asyncio.new_event_loop()
+        self.loop = new_event_loop()
         self.pid = os.getpid()
         self._thread = threading.Thread(target=self._run, name="shoal-io", daemon=True)
         self._thread.start()

@@ -108,4 +108,22 @@ class CleanUp(Effect):
     incarnation: int
 
 
+class Settled(Effect):
+    """These keys of a client are done: wake who waits for them."""
+
+    records: list[Any]
+
+
+class Answered(Effect):
+    """The scheduler answered a client's request; ``rid=0`` means that no request will be answered any more."""
+
+    rid: int
+    value: Any
+    error: str | None
+
+
+class Registered(Effect):
+    """The scheduler knows this client now."""
+
+
 WARNING, INFO, DEBUG, ERROR = 30, 20, 10, 40

@@ -127,3 +127,15 @@ class Command(Event):
     reason: str = ""
     timeout: float = 30.0
     rid: int = 0
+
+
+class Said(Event):
+    """The user of a client wants this told to the scheduler."""
+
+    message: Any
+
+
+class Released(Event):
+    """The user of a client let go of one future of this record."""
+
+    record: Any

@@ -1,140 +1,240 @@
-"""A cluster on this machine, in a process of its own."""
+"""A cluster on this machine."""
 
 from __future__ import annotations
 
-import json
+import asyncio
 import logging
-import select
-import subprocess
-import sys
-from time import monotonic
-from typing import Any
+import math
+from collections.abc import Generator
+from html import escape
+from typing import TYPE_CHECKING, Any
 
 from shoal import config
-from shoal.errors import ConfigurationError, StartError
+from shoal.client.loop import get_loop_thread
+from shoal.deploy.backends import HeadProcess, InProcess
+from shoal.errors import ConfigurationError
+from shoal.security import secret_of
+from shoal.shell.network import is_loopback
+
+if TYPE_CHECKING:
+    from shoal.client.client import Client
 
 
 class LocalCluster:
-    """A scheduler and supervised worker processes on this machine.
+    """A scheduler and supervised workers on this machine.
 
-    Neither lives in this interpreter: one head process runs the scheduler and the nannies, so that nothing that is
-    done here (a long call that holds the GIL) is in the way of the tasks. It ends with this process, however that
-    ends.
+    With ``processes=True`` neither lives in this interpreter: one head process runs the scheduler and the nannies, so
+    that nothing that is done here (a long call that holds the GIL) is in the way of the tasks. It ends with this
+    process, however that ends.
 
     Parameters
     ----------
+    name
+        Of the cluster, for its repr.
     n_workers
-        Worker processes; as many as there are processors by default.
+        Workers; by default such that with their threads they fill the processors.
     threads_per_worker
         Tasks that each runs at the same time.
+    processes
+        Whether workers are processes (the default) or threads of this one.
+    host, scheduler_port
+        Where the scheduler listens; this machine alone, and any free port, by default.
+    silence_logs
+        Level from which on the processes log to stderr; False for all of it.
     memory_limit
         Of each worker: bytes, ``"4 GiB"``, a fraction of the machine, ``"auto"``, or 0 for none.
-    host, scheduler_port
-        Where the scheduler listens; loopback by default.
+    asynchronous
+        ``async with LocalCluster(asynchronous=True) as cluster``, on the caller's event loop.
+    security
+        :class:`Security` with the cluster's secret; this user's own by default.
+    resources
+        Abstract resources of each worker, by name.
     env
-        Environment of the workers.
+        Environment of the worker processes.
+    timeout
+        Seconds that the start may take.
+
+    Raises
+    ------
+    ConfigurationError
+        If an argument makes no sense, or the port is taken.
+    StartError
+        If a process does not come up, with the reason it gave.
+
+    Examples
+    --------
+    >>> with LocalCluster(n_workers=2, threads_per_worker=1) as cluster:  # doctest: +SKIP
+    ...     client = cluster.get_client()
     """
 
     def __init__(
         self,
+        name: str | None = None,
         n_workers: int | None = None,
         threads_per_worker: int | None = None,
-        memory_limit: Any = "auto",
-        host: str = "127.0.0.1",
+        processes: bool | None = None,
+        host: str | None = None,
         scheduler_port: int = 0,
-        silence_logs: int = logging.WARNING,
+        silence_logs: int | bool = logging.WARNING,
+        memory_limit: Any = "auto",
+        asynchronous: bool = False,
+        security: Any = None,
         resources: dict[str, float] | None = None,
         env: dict[str, str] | None = None,
-        name: str | None = None,
         timeout: float = 60.0,
     ) -> None:
-        cpus = config.cpu_count()
-        count = cpus if n_workers is None else n_workers
-        threads = max(1, cpus // max(count, 1)) if threads_per_worker is None else threads_per_worker
-        if count < 0 or threads < 1:
-            raise ConfigurationError(f"n_workers={n_workers!r}, threads_per_worker={threads_per_worker!r}: too few")
+        self.processes = processes is not False
+        self.n_workers, self.threads_per_worker = _shape(n_workers, threads_per_worker, self.processes)
         self.name = name or "LocalCluster"
-        self.n_workers, self.threads_per_worker = count, threads
-        self._secret = config.default_secret()
+        self.asynchronous = asynchronous
+        self.status = "created"
+        self._secret = secret_of(security)
+        self._timeout = timeout
+        where = host or "127.0.0.1"
+        if not self._secret and not is_loopback(where):
+            raise ConfigurationError(f"host={host!r} without a secret: anybody there could run code on this machine")
+        if not 0 <= scheduler_port <= 65535:
+            raise ConfigurationError(f"scheduler_port must be a port or 0, got {scheduler_port!r}")
+        self.memory_limit = config.memory_limit(memory_limit, self.threads_per_worker)
         options = {
             "config": config.export(),
             "sys_path": config.import_path(),
             "secret": self._secret.hex(),
-            "silence_logs": silence_logs,
+            "silence_logs": int(silence_logs) or logging.INFO,
             "runtime_directory": str(config.runtime_directory()),
-            "host": host,
+            "host": where,
             "port": scheduler_port,
-            "names": [str(number) for number in range(count)],
-            "nthreads": threads,
-            "memory_limit": config.memory_limit(memory_limit, threads),
+            "names": [str(number) for number in range(self.n_workers)],
+            "nthreads": self.threads_per_worker,
+            "memory_limit": self.memory_limit,
             "resources": resources,
             "env": env or {},
         }
-        self._head: subprocess.Popen[bytes] | None = subprocess.Popen(
-            [sys.executable, "-m", "shoal.programs.head"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env=config.effective_environment(env or {}),
-        )
-        assert self._head.stdin is not None
-        self._head.stdin.write(json.dumps(options).encode() + b"\n")
-        self._head.stdin.flush()
-        try:
-            self._addresses: list[str] = self._read_answer(timeout)
-        except BaseException:
-            self.close()
-            raise
+        self._head = HeadProcess(options, env or {}) if self.processes else None
+        self._inside = None if self.processes else InProcess(options, self._secret)
+        if not asynchronous:
+            if self._head is not None:
+                self._head.start(timeout)
+            else:
+                assert self._inside is not None
+                get_loop_thread().sync(self._inside.start(), timeout)
+            self.status = "running"
 
-    def _read_answer(self, timeout: float) -> list[str]:
-        assert self._head is not None
-        assert self._head.stdout is not None
-        due = monotonic() + timeout
-        ready, _, _ = select.select([self._head.stdout], [], [], max(0.0, due - monotonic()))
-        line = self._head.stdout.readline() if ready else b""
-        if not line:
-            what = "ended" if ready else f"did not answer within {timeout:g} s"
-            raise StartError(f"the head process of the cluster {what}; see its log above")
-        answer = json.loads(line)
-        if "error" in answer:
-            raise StartError(f"the cluster did not start: {answer['error']}")
-        addresses: list[str] = answer["addresses"]
-        return addresses
+    async def _start(self) -> LocalCluster:
+        if self.status == "created":
+            self.status = "starting"
+            if self._head is not None:
+                await asyncio.to_thread(self._head.start, self._timeout)
+            else:
+                assert self._inside is not None
+                await asyncio.wait_for(self._inside.start(), self._timeout)
+            self.status = "running"
+        return self
+
+    @property
+    def _addresses(self) -> list[str]:
+        backend = self._head or self._inside
+        assert backend is not None
+        return backend.addresses
 
     @property
     def scheduler_address(self) -> str:
         """The address to connect to."""
-        return self._addresses[0]
+        return self._addresses[0] if self._addresses else "not running"
 
     @property
     def scheduler_pid(self) -> int | None:
-        """Process id of the head process, in which the scheduler runs; None once closed."""
+        """Process id of the head process, in which the scheduler runs; None where there is none."""
         return self._head.pid if self._head is not None else None
 
-    def close(self, timeout: float = 15.0) -> None:
+    def get_client(self) -> Client:
+        """A new client of this cluster."""
+        from shoal.client.client import Client
+
+        return Client(self, asynchronous=self.asynchronous)
+
+    def close(self, timeout: float = 15.0) -> Any:
         """End the workers and the scheduler; returns once all their processes are gone."""
-        head, self._head = self._head, None
-        if head is None:
+        if self.asynchronous:
+            return self._close(timeout)
+        if self.status != "closed":
+            self.status = "closed"
+            if self._head is not None:
+                self._head.close(timeout)
+            elif self._inside is not None:
+                get_loop_thread().sync(self._inside.close(), timeout)
+        return None
+
+    async def _close(self, timeout: float) -> None:
+        if self.status == "closed":
             return
-        assert head.stdin is not None
-        assert head.stdout is not None
-        head.stdin.close()
-        try:
-            head.wait(timeout)
-        except subprocess.TimeoutExpired:
-            head.kill()
-            head.wait()
-        head.stdout.close()
+        self.status = "closed"
+        if self._head is not None:
+            await asyncio.to_thread(self._head.close, timeout)
+        elif self._inside is not None:
+            await asyncio.wait_for(self._inside.close(), timeout)
 
     def __enter__(self) -> LocalCluster:
+        if self.asynchronous:
+            raise TypeError("use 'async with' with an asynchronous cluster")
         return self
 
     def __exit__(self, *args: object) -> None:
         self.close()
 
+    def __await__(self) -> Generator[Any, None, LocalCluster]:
+        return self._start().__await__()
+
+    async def __aenter__(self) -> LocalCluster:
+        return await self._start()
+
+    async def __aexit__(self, *args: object) -> None:
+        await self._close(15.0)
+
     def __del__(self) -> None:
-        if getattr(self, "_head", None) is not None:
-            self.close()
+        head = getattr(self, "_head", None)
+        if head is not None and head.pid is not None:
+            head.close()
+
+    def _facts(self) -> dict[str, str]:
+        return {
+            "scheduler": self.scheduler_address if self.status == "running" else self.status,
+            "workers": str(self.n_workers),
+            "threads": str(self.n_workers * self.threads_per_worker),
+            "memory": f"{self.n_workers * self.memory_limit / 2**30:.2f} GiB" if self.memory_limit else "no limit",
+        }
 
     def __repr__(self) -> str:
-        where = "closed" if self._head is None else self.scheduler_address
-        return f"<LocalCluster {self.name!r} {where}, {self.n_workers} workers of {self.threads_per_worker} threads>"
+        facts = self._facts()
+        where = facts.pop("scheduler")
+        return f"LocalCluster({self.name!r}, {where!r}, {', '.join(f'{n}={value}' for n, value in facts.items())})"
+
+    def _repr_html_(self) -> str:
+        rows = "".join(f"<tr><th>{escape(n)}</th><td>{escape(value)}</td></tr>" for n, value in self._facts().items())
+        return f"<b>LocalCluster {escape(self.name)}</b><table>{rows}</table>"
+
+
+def _shape(n_workers: int | None, threads_per_worker: int | None, processes: bool) -> tuple[int, int]:
+    """Workers and threads of each, filling the processors where one is not given.
+
+    Raises
+    ------
+    ConfigurationError
+        If there can be no such cluster.
+    """
+    for name, value, least in (("n_workers", n_workers, 0), ("threads_per_worker", threads_per_worker, 1)):
+        if value is not None and (not isinstance(value, int) or value < least):
+            raise ConfigurationError(f"{name} must be a number from {least} on, got {value!r}")
+    cpus = config.cpu_count()
+    if n_workers is None and threads_per_worker is None:
+        if not processes:
+            return 1, cpus
+        # Few processors: one thread each. Many: about as many threads in a worker as there are workers.
+        count = cpus if cpus <= 4 else min(n for n in range(1, cpus + 1) if cpus % n == 0 and n >= math.sqrt(cpus))
+        return count, cpus // count
+    if n_workers is None:
+        assert threads_per_worker is not None
+        return max(1, cpus // threads_per_worker), threads_per_worker
+    if threads_per_worker is None:
+        return n_workers, max(1, cpus // n_workers) if n_workers else 1
+    return n_workers, threads_per_worker

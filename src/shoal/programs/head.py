@@ -18,8 +18,10 @@ import tempfile
 from typing import Any
 
 from shoal import config
+from shoal.errors import StartError
 from shoal.programs.nanny import NannyProgram
 from shoal.programs.scheduler import SchedulerProgram
+from shoal.shell.loops import new_event_loop
 
 
 def main() -> None:
@@ -33,13 +35,7 @@ def main() -> None:
     answer = os.dup(1)
     os.dup2(2, 1)  # what tasks and libraries print must not be taken for the answer
     gc.set_threshold(50_000, 20, 100)
-    try:
-        import uvloop
-
-        runner = asyncio.Runner(loop_factory=uvloop.new_event_loop)
-    except ImportError:
-        runner = asyncio.Runner()
-    with runner:
+    with asyncio.Runner(loop_factory=new_event_loop) as runner:
         runner.run(_run(options, answer))
 
 
@@ -74,10 +70,10 @@ async def _run(options: dict[str, Any], answer: int) -> None:
             await asyncio.gather(*(nanny.start() for nanny in nannies))
             while len(scheduler.core.state.workers) < len(nannies) and not ended.is_set():
                 if any(nanny.finished.is_set() for nanny in nannies):
-                    raise RuntimeError(next(nanny.reason for nanny in nannies if nanny.finished.is_set()))
+                    raise StartError(next(nanny.reason for nanny in nannies if nanny.finished.is_set()))
                 await asyncio.sleep(0.005)
         except Exception as error:
-            os.write(answer, json.dumps({"error": f"{type(error).__name__}: {error}"}).encode() + b"\n")
+            os.write(answer, json.dumps({"kind": type(error).__name__, "error": str(error)}).encode() + b"\n")
             return
         os.write(answer, json.dumps({"addresses": scheduler.addresses}).encode() + b"\n")
         stopped = loop.create_task(scheduler.finished.wait())

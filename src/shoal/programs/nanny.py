@@ -26,6 +26,7 @@ from shoal.core.events import (
     Received,
 )
 from shoal.core.nanny.reactor import NannyCore
+from shoal.errors import StartError
 from shoal.messages import RegisterNanny, ToNanny
 from shoal.programs.calls import call_user
 from shoal.shell.driver import Driver
@@ -80,6 +81,9 @@ class NannyProgram:
         self._link: Link | None = None
         self._loop = asyncio.get_running_loop()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._up = asyncio.Event()
+        #: Where the worker listens now.
+        self.worker_address = ""
         terminate = config.get("distributed.worker.memory.terminate", 0.95) or 0.0
         self.core = NannyCore(
             name,
@@ -104,6 +108,21 @@ class NannyProgram:
         )
         self._link.send(RegisterNanny(self.name, socket.gethostname(), os.getpid()))
         self.driver.push(Command("start"))
+
+    async def wait_until_up(self) -> None:
+        """Wait until the worker process is connected to the scheduler.
+
+        Raises
+        ------
+        StartError
+            If the nanny gave up.
+        """
+        waits = {self._loop.create_task(event.wait()) for event in (self._up, self.finished)}
+        _, pending = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        for wait in pending:
+            wait.cancel()
+        if not self._up.is_set():
+            raise StartError(self.reason)
 
     def _on_messages(self, link: Link, messages: list[Any]) -> None:
         self.driver.push(Received("", messages))
@@ -210,6 +229,8 @@ class NannyProgram:
             if "error" in said:
                 self.driver.push(ChildFailed(incarnation, said["error"]))
             else:
+                self.worker_address = said["address"]
+                self._up.set()
                 self.driver.push(ChildReady(incarnation, said["id"], said["address"], said["pid"]))
 
     def _sample(self, pid: int, incarnation: int) -> None:

@@ -16,7 +16,7 @@ from shoal.messages import INBOUND
 from shoal.programs.calls import call_user
 from shoal.shell.driver import Driver
 from shoal.shell.link import Identity, Link
-from shoal.shell.network import listen
+from shoal.shell.network import Server, listen
 
 logger = logging.getLogger("shoal.scheduler")
 
@@ -48,7 +48,7 @@ class SchedulerProgram:
         self.finished = asyncio.Event()
         self.reason = ""
         self._identity = Identity("scheduler", self.id, secret, INBOUND)
-        self._servers: list[asyncio.Server] = []
+        self._servers: list[Server] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self.driver = Driver(self.core, self._perform, asyncio.get_running_loop(), lambda error: self.finished.set())
 
@@ -59,6 +59,11 @@ class SchedulerProgram:
             self._servers.append(server)
             self.addresses.append(actual)
         logger.info("scheduler at %s", ", ".join(self.addresses))
+
+    async def wait_for_workers(self, count: int) -> None:
+        """Wait until ``count`` workers have registered."""
+        while len(self.core.state.workers) < count:
+            await asyncio.sleep(0.005)
 
     def _make_link(self) -> Link:
         return Link(self._identity, False, self._on_open, self._on_messages, self._on_closed)

@@ -29,10 +29,11 @@ from shoal.messages import (
 )
 from shoal.programs.calls import call_user
 from shoal.shell.areas import AREAS
+from shoal.shell.current import Home
 from shoal.shell.driver import Driver
 from shoal.shell.executor import ThreadExecutor
 from shoal.shell.link import Identity, Link
-from shoal.shell.network import dial, listen
+from shoal.shell.network import Server, dial, listen
 from shoal.shell.peers import PeerPool
 from shoal.shell.recorder import Recorder
 from shoal.shell.serialize import payload_nbytes
@@ -86,14 +87,16 @@ class WorkerProgram:
         self.store = ValueStore()
         written = None if recorder is None else Recorder(recorder, nthreads)
         inline = config.nbytes(config.get("shoal.worker.inline-bytes", 8192), "shoal.worker.inline-bytes")
-        self.executor = ThreadExecutor(nthreads, self.store, loop, self._on_outcomes, inline, written)
+        self.executor = ThreadExecutor(
+            nthreads, self.store, loop, self._on_outcomes, inline, written, Home(self, scheduler, secret)
+        )
         self.driver = Driver(self.core, self._perform, loop, lambda error: self.finished.set())
         self._scheduler = scheduler
         self._up = Identity("worker", self.id, secret, {"scheduler": ToWorker})
         self._serve = Identity("worker", self.id, secret, {"worker": FromPeer, "client": FromPeer})
         self._peers = PeerPool(Identity("worker", self.id, secret, {"worker": ToPeer}))
         self._link: Link | None = None
-        self._servers: list[asyncio.Server] = []
+        self._servers: list[Server] = []
         self._inbound: set[Link] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._heartbeat: asyncio.TimerHandle | None = None

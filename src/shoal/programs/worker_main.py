@@ -16,23 +16,28 @@ from typing import Any
 
 from shoal import config
 from shoal.programs.worker import WorkerProgram
+from shoal.shell.loops import new_event_loop
 
 
 def main() -> None:
     """Read the options from the first line of stdin, run until told to stop."""
+    _die_with_parent()
     options = json.loads(sys.stdin.buffer.readline())
     config.inherit(options.pop("config"))
     config.extend_import_path(options.pop("sys_path"))
-    try:
-        import uvloop
-
-        runner = asyncio.Runner(loop_factory=uvloop.new_event_loop)
-    except ImportError:
-        runner = asyncio.Runner()
     gc.freeze()
     gc.set_threshold(50_000, 20, 100)
-    with runner:
+    with asyncio.Runner(loop_factory=new_event_loop) as runner:
         runner.run(_run(options))
+
+
+def _die_with_parent() -> None:
+    """Have the kernel kill this process when its supervisor dies, even while a task holds the GIL for ever."""
+    if sys.platform == "linux":
+        import ctypes
+
+        set_parent_death_signal = 1
+        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
 
 
 async def _run(options: dict[str, Any]) -> None:

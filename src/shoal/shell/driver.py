@@ -56,6 +56,14 @@ class Driver:
         if not self._turning:
             self._turn()
 
+    def push_all(self, events: list[Event]) -> None:
+        """As :meth:`push`, for several at once."""
+        if self._closed:
+            return
+        self._events += events
+        if not self._turning:
+            self._turn()
+
     def _turn(self) -> None:
         self._turning = True
         try:

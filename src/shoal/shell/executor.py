@@ -14,7 +14,8 @@ from shoal.core.effects import Run
 from shoal.core.events import Outcome
 from shoal.errors import Reschedule, SerializationError
 from shoal.ids import key_from_wire
-from shoal.shell import serialize
+from shoal.shell import current, serialize
+from shoal.shell.current import Home
 from shoal.shell.recorder import Recorder
 from shoal.shell.store import ValueStore
 
@@ -34,6 +35,8 @@ class ThreadExecutor:
         Results up to this size are pickled at once, to travel with the report.
     recorder
         Where it is written which key each thread is in.
+    home
+        What tasks find as their worker.
     """
 
     def __init__(
@@ -44,9 +47,10 @@ class ThreadExecutor:
         on_done: Callable[[list[Outcome]], None],
         inline_bytes: int = 8192,
         recorder: Recorder | None = None,
+        home: Home | None = None,
     ) -> None:
         self._store, self._loop, self._on_done, self._inline_bytes = store, loop, on_done, inline_bytes
-        self._recorder = recorder
+        self._recorder, self._home = recorder, home
         self._queue: queue.SimpleQueue[Run | None] = queue.SimpleQueue()
         self._done: deque[Outcome] = deque()
         self._signalled = False
@@ -81,6 +85,7 @@ class ThreadExecutor:
 
     def _work(self, number: int) -> None:
         recorder = self._recorder
+        current.enter(self._home)
         while (run := self._queue.get()) is not None:
             if run.key in self._cancelled:
                 self._cancelled.discard(run.key)

@@ -1,17 +1,21 @@
-"""Listening and dialling: ``tcp://host:port`` and ``unix:///path``. TLS will be a third scheme here."""
+"""Listening and dialling: ``tcp://host:port``, ``unix:///path`` and ``inproc://name``. TLS will be another scheme."""
 
 from __future__ import annotations
 
 import asyncio
 import ipaddress
 import os
+import socket
 from collections.abc import Callable
 from time import monotonic
-from typing import Any
+from typing import Any, Protocol
 
 from shoal.core.framing import FramingError
 from shoal.errors import ConfigurationError, ConnectError, HandshakeError
+from shoal.shell import memory
 from shoal.shell.link import Link
+
+_NEARNESS = {"inproc": 0, "unix": 1}
 
 
 def split_address(address: str) -> tuple[str, str, int]:
@@ -25,16 +29,16 @@ def split_address(address: str) -> tuple[str, str, int]:
     scheme, sep, rest = address.partition("://")
     if not sep:
         scheme, rest = "tcp", address
-    if scheme == "unix":
+    if scheme in ("unix", "inproc"):
         return scheme, rest, 0
     host, colon, port = rest.rpartition(":")
     if scheme != "tcp" or not colon or not port.isdigit() or int(port) > 65535:
-        raise ConfigurationError(f"{address!r} is no address; write tcp://host:port or unix:///path")
+        raise ConfigurationError(f"{address!r} is no address; write tcp://host:port, unix:///path or inproc://name")
     return scheme, host.strip("[]"), int(port)
 
 
 def is_loopback(host: str) -> bool:
-    if host in ("localhost", ""):
+    if host == "localhost":
         return True
     try:
         return ipaddress.ip_address(host).is_loopback
@@ -42,8 +46,27 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-async def listen(address: str, make: Callable[[], Link], secret: bytes) -> tuple[asyncio.Server, str]:
-    """Listen at ``address``; return the server and the address with its port filled in.
+def contact_host(host: str) -> str:
+    """The host at which others reach what listens at ``host``, which may stand for all interfaces."""
+    if host not in ("", "0.0.0.0", "::"):
+        return host
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("10.255.255.255", 1))  # nothing is sent: it only chooses a route
+            found: str = probe.getsockname()[0]
+            return found
+        except OSError:
+            return "127.0.0.1"
+
+
+class Server(Protocol):
+    """What listens."""
+
+    def close(self) -> None: ...
+
+
+async def listen(address: str, make: Callable[[], Link], secret: bytes) -> tuple[Server, str]:
+    """Listen at ``address``; return the server and the address with its port (or name) filled in.
 
     Raises
     ------
@@ -52,6 +75,9 @@ async def listen(address: str, make: Callable[[], Link], secret: bytes) -> tuple
     """
     loop = asyncio.get_running_loop()
     scheme, host, port = split_address(address)
+    if scheme == "inproc":
+        name = host or memory.fresh_name()
+        return memory.listen(name, make), f"inproc://{name}"
     if scheme == "unix":
         return await loop.create_unix_server(make, host), address
     if not secret and not is_loopback(host):
@@ -60,11 +86,14 @@ async def listen(address: str, make: Callable[[], Link], secret: bytes) -> tuple
         server = await loop.create_server(make, host, port)
     except OSError as error:
         raise ConfigurationError(f"cannot listen at {address}: {error.strerror or error}") from error
-    return server, f"tcp://{host}:{server.sockets[0].getsockname()[1]}"
+    return server, f"tcp://{contact_host(host)}:{server.sockets[0].getsockname()[1]}"
 
 
 async def dial(addresses: list[str], make: Callable[[], Link], timeout: float) -> Link:
     """Open a link to the first of ``addresses`` that answers, trying again until ``timeout`` seconds are over.
+
+    The nearest way is tried first: within this process, by a local socket (which exists on the peer's host only), by
+    the network.
 
     Raises
     ------
@@ -76,8 +105,9 @@ async def dial(addresses: list[str], make: Callable[[], Link], timeout: float) -
     started = monotonic()
     loop = asyncio.get_running_loop()
     pause, last = 0.01, "no address was given"
+    nearest = sorted(addresses, key=lambda one: _NEARNESS.get(one.partition("://")[0], 2))
     while True:
-        for address in addresses:
+        for address in nearest:
             scheme, host, port = split_address(address)
             if scheme == "unix" and not os.path.exists(host):  # noqa: ASYNC240 (one stat of a local socket)
                 last = f"{host} does not exist"
@@ -86,7 +116,9 @@ async def dial(addresses: list[str], make: Callable[[], Link], timeout: float) -
             try:
                 async with asyncio.timeout(left):
                     pair: tuple[Any, Link]
-                    if scheme == "unix":
+                    if scheme == "inproc":
+                        pair = (None, memory.dial(host, make))
+                    elif scheme == "unix":
                         pair = await loop.create_unix_connection(make, host)
                     else:
                         pair = await loop.create_connection(make, host, port)

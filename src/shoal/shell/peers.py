@@ -46,10 +46,8 @@ class PeerPool:
             self._waiting.pop(rid, None)
 
     async def _open(self, addresses: list[str]) -> Link:
-        # A unix socket is tried first: it exists only where the peer is on this host.
-        ordered = sorted(addresses, key=lambda address: not address.startswith("unix"))
         return await dial(
-            ordered,
+            addresses,
             lambda: Link(self._identity, True, lambda link: None, self._on_messages, self._on_closed),
             CONNECT_TIMEOUT,
         )

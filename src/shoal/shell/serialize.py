@@ -47,6 +47,36 @@ def _input_value(key: str) -> Any:
     return _local.inputs[key]
 
 
+class collecting:
+    """While this is entered, what :func:`found_inside` is told of in this thread goes onto its list.
+
+    ``in_graph`` says that the pickle is a node of a graph, whose references dask itself replaces.
+    """
+
+    __slots__ = ("_before", "_found", "in_graph")
+
+    def __init__(self, in_graph: bool = False) -> None:
+        self._found: list[Any] = []
+        self.in_graph = in_graph
+
+    def __enter__(self) -> list[Any]:
+        self._before = getattr(_local, "collecting", None)
+        _local.collecting = self
+        return self._found
+
+    def __exit__(self, *args: object) -> None:
+        _local.collecting = self._before
+
+
+def found_inside(thing: Any) -> bool:
+    """Note that ``thing`` is inside of what this thread is pickling; return whether that is a node of a graph."""
+    current: collecting | None = getattr(_local, "collecting", None)
+    if current is None:
+        return False
+    current._found.append(thing)
+    return current.in_graph
+
+
 def dumps(value: Any, what: str = "value") -> Any:
     """Return the payload of ``value``.
 

@@ -1,1 +1,1 @@
-"""The client's decisions: what is pending, what is wanted, what is told to the scheduler."""
+"""The client's decisions: what is known of each key that it wants, and what it says to the scheduler."""

@@ -1,0 +1,208 @@
+"""What a client asks of the cluster beside tasks: control, functions run outside of scheduling, questions."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+from shoal import config
+from shoal.client.base import ClientBase
+from shoal.client.future import Future
+from shoal.client.packing import own
+from shoal.client.shapes import find_futures
+from shoal.errors import LinkError, UsageError
+from shoal.ids import key_from_wire, key_to_wire
+from shoal.messages import Cancel, Restart, Retry, RunFunction
+from shoal.messages import TaskError as SentError
+from shoal.security import secret_of, write_scheduler_file
+from shoal.shell import serialize
+
+logger = logging.getLogger("shoal.client")
+T = TypeVar("T")
+
+
+class AdminCalls(ClientBase):
+    """Control and questions."""
+
+    # -------------------------------------------------------------------------------------------- control
+
+    async def _say(self, message: Any) -> None:
+        self._connection.say(message)
+
+    def _tell(self, message: Any) -> Any:
+        self._check_open()
+        if self.asynchronous:
+            return self._say(message)
+        return self._connection.say(message)
+
+    def cancel(self, futures: Any, force: bool = False, reason: str | None = None, msg: str | None = None) -> Any:
+        """Cancel futures, and what depends on them; ``force`` overrides the interest of other clients."""
+        return self._tell(Cancel(self._keys_of(futures), force, reason or msg))
+
+    def retry(self, futures: Any) -> Any:
+        """Run erred futures again."""
+        return self._tell(Retry(self._keys_of(futures)))
+
+    def _keys_of(self, futures: Any) -> list[str]:
+        flat: dict[Future, None] = {}
+        find_futures(list(futures) if isinstance(futures, Iterator) else futures, flat)
+        return [own(future, self) for future in flat]
+
+    def run(
+        self,
+        function: Callable[..., Any],
+        *args: Any,
+        workers: Any = None,
+        wait: bool = True,
+        nanny: bool = False,
+        on_error: str = "raise",
+        **kwargs: Any,
+    ) -> Any:
+        """Call a function on every worker (or those named), outside of scheduling; results by address.
+
+        A parameter named ``dask_worker`` receives the worker. Coroutine functions are awaited there.
+
+        Parameters
+        ----------
+        wait
+            False returns None at once.
+        nanny
+            Call it in the nannies' process instead.
+        on_error
+            ``"raise"`` the first error, ``"return"`` errors in place of results, or ``"ignore"`` those workers.
+        """
+        if on_error not in ("raise", "return", "ignore"):
+            raise UsageError(f"on_error must be 'raise', 'return' or 'ignore', got {on_error!r}")
+        payload = serialize.dumps((function, args, kwargs), "the function")
+        named = [workers] if isinstance(workers, str) else workers
+        target = "nannies" if nanny else "workers"
+        return self._sync(self._run(lambda rid: RunFunction(rid, payload, target, named, wait), wait, on_error))
+
+    async def _run(self, make: Callable[[int], Any], wait: bool, on_error: str) -> Any:
+        answer = await self._connection.request(make)
+        if not wait:
+            return None
+        found: dict[str, Any] = {}
+        for address, reason in answer["errors"].items():
+            found[address] = LinkError(f"{address} did not answer: {reason}")
+        for address, result in answer["results"].items():
+            good, value = serialize.loads(result)
+            found[address] = value if good else serialize.load_error(SentError(*value))
+            if not good and on_error == "ignore":
+                del found[address]
+        if on_error == "raise":
+            for address, value in found.items():
+                failed = address in answer["errors"] or not serialize.loads(answer["results"][address])[0]
+                if failed:
+                    raise value
+        return found
+
+    def run_on_scheduler(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Call a function in the scheduler's process; a parameter ``dask_scheduler`` receives the scheduler."""
+        payload = serialize.dumps((function, args, kwargs), "the function")
+        return self._sync(self._run_on_scheduler(payload))
+
+    async def _run_on_scheduler(self, payload: Any) -> Any:
+        answer = await self._connection.request(lambda rid: RunFunction(rid, payload, "scheduler"))
+        good, value = serialize.loads(answer)
+        if not good:
+            raise serialize.load_error(SentError(*value))
+        return value
+
+    def restart(self, timeout: Any = None, wait_for_workers: bool = True) -> Any:
+        """Forget all tasks (their futures are cancelled) and restart every worker process.
+
+        Raises
+        ------
+        TimeoutError
+            If workers are not back after ``timeout`` seconds, naming them.
+        """
+        return self._sync(self._restart(config.seconds(timeout, "timeout") or 60.0, wait_for_workers))
+
+    async def _restart(self, timeout: float, wait_for_workers: bool) -> Self:
+        try:
+            await self._connection.request(lambda rid: Restart(rid, timeout, wait_for_workers))
+        except UsageError as error:
+            if str(error).startswith("TimeoutError"):
+                raise TimeoutError(str(error)) from error
+            raise
+        return self
+
+    # -------------------------------------------------------------------------------------------- questions
+
+    def _query(self, what: str, shape: Callable[[Any], T], **args: Any) -> Any:
+        async def ask() -> T:
+            return shape(await self._connection.ask(what, **args))
+
+        self._check_open()
+        return self._sync(ask())
+
+    def who_has(self, futures: Any = None) -> Any:
+        """Addresses of the workers that hold each key."""
+        keys = None if futures is None else self._keys_of(futures)
+        return self._query(
+            "who_has", lambda found: {key_from_wire(key): tuple(where) for key, where in found.items()}, keys=keys
+        )
+
+    def has_what(self, workers: Any = None) -> Any:
+        """Keys that each worker holds."""
+        return self._query("has_what", _keys_by_worker, workers=_names(workers))
+
+    def processing(self, workers: Any = None) -> Any:
+        """Keys that are assigned to each worker and not done."""
+        return self._query("processing", _keys_by_worker, workers=_names(workers))
+
+    def nthreads(self, workers: Any = None) -> Any:
+        """Threads of each worker."""
+        return self._query("nthreads", dict, workers=_names(workers))
+
+    ncores = nthreads
+
+    def nbytes(self, keys: Any = None, summary: bool = True) -> Any:
+        """Bytes of results, summed by the prefix of the keys, or for each key."""
+        wires = None if keys is None else [key_to_wire(key) for key in keys]
+        return self._query("nbytes", dict, keys=wires, summary=summary)
+
+    def scheduler_info(self, n_workers: int = -1) -> Any:
+        """Who the scheduler is, and (up to ``n_workers`` of) its workers by address."""
+        return self._query("identity", lambda found: {**found, "address": self.scheduler_address}, n_workers=n_workers)
+
+    def wait_for_workers(self, n_workers: int, timeout: Any = None) -> Any:
+        """Wait until ``n_workers`` are running.
+
+        Raises
+        ------
+        TimeoutError
+            After ``timeout`` seconds, saying how many there are.
+        """
+        if not isinstance(n_workers, int) or n_workers < 1:
+            raise UsageError(f"n_workers must be a number from 1 on, got {n_workers!r}")
+        return self._sync(self._wait_for_workers(n_workers, config.seconds(timeout, "timeout")))
+
+    async def _wait_for_workers(self, n_workers: int, timeout: float | None) -> None:
+        running = 0
+        try:
+            async with asyncio.timeout(timeout):
+                while True:
+                    running = len(await self._connection.ask("put_targets", workers=None))
+                    if running >= n_workers:
+                        return
+                    await asyncio.sleep(0.05)
+        except TimeoutError:
+            raise TimeoutError(f"{running} of {n_workers} workers are running after {timeout:g} s") from None
+
+    def write_scheduler_file(self, scheduler_file: str | Path) -> None:
+        """Write the address and the secret of the cluster, readable by this user alone, for others to join with."""
+        secret = secret_of(self._security, self._fallback)
+        write_scheduler_file(Path(scheduler_file), "Scheduler", self._addresses, secret)
+
+
+def _names(workers: Any) -> list[str] | None:
+    return [workers] if isinstance(workers, str) else None if workers is None else list(workers)
+
+
+def _keys_by_worker(found: dict[str, list[str]]) -> dict[str, tuple[Any, ...]]:
+    return {address: tuple(map(key_from_wire, keys)) for address, keys in found.items()}

@@ -1,0 +1,253 @@
+"""A client's life: finding the scheduler, connecting, being the current one, closing."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine, Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from html import escape
+from pathlib import Path
+from typing import Any, Self, TypeVar
+from uuid import uuid4
+
+from shoal import config
+from shoal.client import current
+from shoal.client.connection import Connection
+from shoal.client.future import Future
+from shoal.client.loop import LoopThread, get_loop_thread
+from shoal.client.packing import FunctionCache
+from shoal.errors import UsageError
+from shoal.messages import Shutdown
+from shoal.security import read_scheduler_file, secret_of
+
+logger = logging.getLogger("shoal.client")
+T = TypeVar("T")
+
+
+class ClientBase:
+    """What every method of a client stands on."""
+
+    def __init__(
+        self,
+        address: Any = None,
+        loop: Any = None,
+        timeout: Any = None,
+        set_as_default: bool = True,
+        scheduler_file: str | Path | None = None,
+        security: Any = None,
+        asynchronous: bool = False,
+        name: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self.id = f"Client-{name + '-' if name else ''}{uuid4().hex}"
+        self.name = name
+        self.asynchronous = asynchronous
+        #: The cluster that was given or started, if any.
+        self.cluster: Any = None
+        self.status = "newly-created"
+        self._owns_cluster = False
+        limit = timeout if timeout is not None else config.get("distributed.comm.timeouts.connect", 30.0)
+        self._timeout = config.seconds(limit, "timeout") or 30.0
+        self._set_as_default = set_as_default
+        self._security = security
+        self._address, self._scheduler_file, self._cluster_options = address, scheduler_file, kwargs
+        if kwargs and (address is not None or scheduler_file is not None):
+            raise TypeError(f"Client got unexpected arguments: {', '.join(sorted(kwargs))}")
+        if loop is not None and not isinstance(loop, asyncio.AbstractEventLoop):
+            raise UsageError(f"loop must be None or an asyncio event loop, got {loop!r}")
+        self._functions = FunctionCache()
+        self._callbacks: ThreadPoolExecutor | None = None
+        self._dask_settings: Any = None
+        self._connection: Connection = None  # type: ignore[assignment]  # made by _start
+        if not asynchronous:
+            self._thread: LoopThread = get_loop_thread()
+            self._find_cluster()
+            try:
+                self._thread.sync(self._start(self._thread.loop))
+            except BaseException:
+                self._close_own_cluster()
+                raise
+
+    # -------------------------------------------------------------------------------------------- connecting
+
+    def _find_cluster(self) -> None:
+        """Turn what the constructor was given into addresses and a secret; start a cluster where nothing was."""
+        address, fallback = self._address, None
+        if address is None and self._scheduler_file is None:
+            address = config.get("scheduler-address")
+        if self._scheduler_file is not None:
+            if address is not None:
+                raise UsageError("give an address or a scheduler_file, not both")
+            addresses, fallback = read_scheduler_file(Path(self._scheduler_file))
+        elif address is None:
+            from shoal.deploy.local import LocalCluster
+
+            self.cluster = LocalCluster(
+                asynchronous=self.asynchronous, security=self._security, **self._cluster_options
+            )
+            self._owns_cluster = True
+        elif isinstance(address, str):
+            addresses = [address]
+        elif isinstance(address, list) and address and all(isinstance(one, str) for one in address):
+            addresses = address
+        elif hasattr(address, "scheduler_address"):
+            self.cluster = address
+        else:
+            raise UsageError(f"address must be text, as 'tcp://127.0.0.1:8786', or a cluster, got {address!r}")
+        if self.cluster is None:
+            self._addresses = addresses
+        self._fallback = fallback
+
+    async def _start(self, loop: asyncio.AbstractEventLoop) -> None:
+        if self.cluster is not None:
+            if self.asynchronous and self._owns_cluster:
+                await self.cluster
+            self._addresses = getattr(self.cluster, "_addresses", None) or [self.cluster.scheduler_address]
+            self._fallback = getattr(self.cluster, "_secret", None)
+        secret = secret_of(self._security, self._fallback)
+        connection = Connection(self.id, secret, self._addresses, loop, self.name or "")
+        await connection.open(self._timeout)
+        self._connection = connection
+        self.status = "running"
+        current.remember(self, self._set_as_default)
+        if self._set_as_default:
+            import dask.config
+
+            methods = {"dataframe.shuffle.method": "tasks", "array.rechunk.method": "tasks"}
+            self._dask_settings = dask.config.set({"scheduler": self.get, **methods})
+
+    def get(self, dsk: Any, keys: Any, **kwargs: Any) -> Any:
+        """Run a dask graph."""
+        raise NotImplementedError
+
+    @property
+    def scheduler_address(self) -> str:
+        """Where the scheduler is, as users write it."""
+        return self._addresses[0] if getattr(self, "_addresses", None) else "not connected"
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """The event loop that this client runs on."""
+        return self._connection.loop
+
+    def _sync(self, coroutine: Coroutine[Any, Any, T]) -> Any:
+        """The result of ``coroutine``, or, for an asynchronous client, the coroutine."""
+        return coroutine if self.asynchronous else self._thread.sync(coroutine)
+
+    def _await(self, coroutine: Coroutine[Any, Any, T]) -> Any:
+        """What code on any event loop awaits to have ``coroutine`` run on this client's."""
+        if asyncio.get_running_loop() is self.loop:
+            return coroutine
+        return asyncio.wrap_future(asyncio.run_coroutine_threadsafe(coroutine, self.loop))
+
+    def _check_open(self) -> None:
+        if self._connection is None:
+            raise UsageError("an asynchronous client must be awaited before it is used: client = await Client(...)")
+        self._connection.check_open()
+
+    @classmethod
+    def current(cls, allow_global: bool = True) -> Any:
+        """The client chosen with :meth:`as_current`, or else the newest default one.
+
+        Raises
+        ------
+        UsageError
+            If there is none.
+        """
+        found = current.current_client(allow_global)
+        if found is None:
+            raise UsageError("no client is open here; make one with Client(...)")
+        return found
+
+    @contextmanager
+    def as_current(self) -> Iterator[Self]:
+        """Have this client found by :meth:`current` and ``get_client`` in this thread or task."""
+        token = current.chosen.set(self)
+        try:
+            yield self
+        finally:
+            current.chosen.reset(token)
+
+    # -------------------------------------------------------------------------------------------- the end
+
+    def _run_callback(self, fn: Callable[[Future], Any], future: Future) -> None:
+        if self._callbacks is None:
+            self._callbacks = ThreadPoolExecutor(1, "shoal-callbacks")
+        self._callbacks.submit(fn, future).add_done_callback(_log_failure)
+
+    def shutdown(self) -> Any:
+        """Close the workers and the scheduler, and this client."""
+        return self._sync(self._shutdown())
+
+    async def _shutdown(self) -> None:
+        await self._connection.request(Shutdown)
+        await self._close("the cluster was shut down")
+
+    def close(self, timeout: Any = None) -> Any:
+        """Disconnect; futures that are still pending are cancelled. A cluster that the client started is closed."""
+        if self.asynchronous:
+            return self._close("closed by its user")
+        if self.status != "closed":
+            self._thread.sync(self._close("closed by its user"))
+            self._close_own_cluster()
+        return None
+
+    def _close_own_cluster(self) -> Any:
+        """Close the cluster that this client started, if it did; to be awaited by an asynchronous client."""
+        return self.cluster.close() if self._owns_cluster else None
+
+    async def _close(self, reason: str) -> None:
+        if self.status == "closed":
+            return
+        self.status = "closed"
+        current.forget(self)
+        if self._dask_settings is not None:
+            self._dask_settings.__exit__(None, None, None)
+        if self._connection is not None:
+            await self._connection.close(reason)
+        if self._callbacks is not None:
+            self._callbacks.shutdown(wait=False)
+        if self._owns_cluster and self.asynchronous:
+            await self.cluster.close()
+
+    def __enter__(self) -> Self:
+        if self.asynchronous:
+            raise TypeError("use 'async with' with an asynchronous client")
+        return self
+
+    def __exit__(self, *args: object) -> None:
+        self.close()
+
+    def __await__(self) -> Generator[Any, None, Self]:
+        return self._begin().__await__()
+
+    async def _begin(self) -> Self:
+        if self.asynchronous and self.status == "newly-created":
+            self._find_cluster()
+            await self._start(asyncio.get_running_loop())
+        return self
+
+    async def __aenter__(self) -> Self:
+        return await self._begin()
+
+    async def __aexit__(self, *args: object) -> None:
+        await self._close("closed by its user")
+
+    def __repr__(self) -> str:
+        known = len(self._connection.core.futures) if self._connection is not None else 0
+        return f"<Client: {self.scheduler_address} {self.status}, {known} futures>"
+
+    def _repr_html_(self) -> str:
+        rows = {"scheduler": self.scheduler_address, "status": self.status}
+        if self._connection is not None:
+            rows["futures"] = str(len(self._connection.core.futures))
+        body = "".join(f"<tr><th>{escape(name)}</th><td>{escape(value)}</td></tr>" for name, value in rows.items())
+        return f"<b>Client</b><table>{body}</table>"
+
+
+def _log_failure(done: Any) -> None:
+    error = done.exception()
+    if error is not None:
+        logger.error("a done-callback raised", exc_info=error)

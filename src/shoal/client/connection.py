@@ -1,0 +1,350 @@
+"""A client's side of its link: the core, its driver, requests, and data to and from workers. Lives on one loop."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable
+from time import monotonic
+from typing import Any
+
+from shoal.core.client.future import FutureRecord, FutureStatus
+from shoal.core.client.reactor import ClientCore
+from shoal.core.effects import Answered, Effect, Registered, Send, Settled
+from shoal.core.events import Event, LinkLost, Received, Released, Said
+from shoal.errors import ClosedClientError, LinkError, SerializationError, TaskError, UsageError
+from shoal.messages import Bye, GetData, PutData, Query, RegisterClient, ToClient, ToPeer
+from shoal.shell.driver import Driver
+from shoal.shell.link import Identity, Link
+from shoal.shell.network import dial
+from shoal.shell.peers import PeerPool
+
+logger = logging.getLogger("shoal.client")
+
+#: Seconds that a value which is said to be in memory is looked for.
+FETCH_TIMEOUT = 60.0
+
+
+class Connection:
+    """What runs on the loop; threads of the user's reach it with :meth:`say`, :meth:`release` and futures.
+
+    Parameters
+    ----------
+    id, secret
+        Who the client is, and what it proves.
+    addresses
+        Of the scheduler, the one that users see first.
+    loop
+        Where all of this runs.
+    """
+
+    def __init__(
+        self, id: str, secret: bytes, addresses: list[str], loop: asyncio.AbstractEventLoop, name: str = ""
+    ) -> None:
+        self.core = ClientCore(id)
+        self.loop = loop
+        self.addresses = addresses
+        self.name = name
+        #: Guards the making of records and of their events, which threads of the user's do.
+        self.lock = threading.Lock()
+        self.peers = PeerPool(Identity("client", id, secret, {"worker": ToPeer}))
+        self._identity = Identity("client", id, secret, {"scheduler": ToClient})
+        self._driver = Driver(self.core, self._perform, loop, self._on_crash)
+        self._link: Link | None = None
+        self._registered = asyncio.Event()
+        self._todo: deque[Event] = deque()
+        self._woken = False
+        self._answers: dict[int, asyncio.Future[Any]] = {}
+        self._rid = 0
+
+    @property
+    def closed(self) -> str:
+        """Why this connection is closed, or nothing."""
+        return self.core.closed
+
+    def check_open(self) -> None:
+        """Raise where nothing can be said any more.
+
+        Raises
+        ------
+        ClosedClientError
+            With the reason.
+        """
+        if self.core.closed:
+            raise ClosedClientError(f"this client is closed ({self.core.closed}); make a new one")
+
+    async def open(self, timeout: float) -> None:
+        """Reach the scheduler and register with it."""
+        self._link = await dial(
+            self.addresses,
+            lambda: Link(self._identity, True, lambda link: None, self._on_messages, self._on_closed),
+            timeout,
+        )
+        self._link.send(RegisterClient(self.name))
+        async with asyncio.timeout(timeout):
+            await self._registered.wait()
+
+    # -------------------------------------------------------------------------------------------- from any thread
+
+    def record(self, wire: str) -> FutureRecord:
+        """The record of a key, with one more reference."""
+        with self.lock:
+            record = self.core.futures.get(wire)
+            if record is None or record.over:
+                record = self.core.futures[wire] = FutureRecord(wire)
+            record.refs += 1
+        return record
+
+    def say(self, message: Any) -> None:
+        """Put a message in line for the scheduler."""
+        self.check_open()
+        self._todo.append(Said(message))
+        self._wake()
+
+    def release(self, record: FutureRecord) -> None:
+        """One future of ``record`` is gone."""
+        if not self.core.closed:
+            self._todo.append(Released(record))
+            self._wake()
+
+    def _wake(self) -> None:
+        if not self._woken:
+            self._woken = True
+            try:
+                self.loop.call_soon_threadsafe(self._drain)
+            except RuntimeError:
+                pass  # the loop is closed: the interpreter is ending
+
+    def wait(self, record: FutureRecord, timeout: float | None) -> bool:
+        """Block this thread until the key is done; return whether it is."""
+        if not record.pending:
+            return True
+        with self.lock:
+            if record.event is None:
+                record.event = threading.Event()
+        return not record.pending or bool(record.event.wait(timeout))
+
+    def when_done(self, pairs: list[tuple[FutureRecord, Callable[[], None]]]) -> None:
+        """Call each callback on the loop once its key is done."""
+        self.loop.call_soon_threadsafe(self._add_callbacks, pairs)
+
+    def _add_callbacks(self, pairs: list[tuple[FutureRecord, Callable[[], None]]]) -> None:
+        for record, callback in pairs:
+            if not record.pending:
+                callback()
+            elif record.callbacks is None:
+                record.callbacks = [callback]
+            else:
+                record.callbacks.append(callback)
+
+    # -------------------------------------------------------------------------------------------- on the loop
+
+    async def done(self, record: FutureRecord, timeout: float | None = None) -> None:
+        """Wait until the key is done.
+
+        Raises
+        ------
+        TimeoutError
+            After ``timeout`` seconds.
+        """
+        if record.pending:
+            async with asyncio.timeout(timeout):
+                await self.all_done([record])
+
+    async def all_done(self, records: list[FutureRecord], to_the_end: bool = True) -> None:
+        """Wait until all are done, or, where ``to_the_end`` is False, until one did not succeed."""
+        left = [record for record in records if record.pending]
+        if not left:
+            return
+        future = self.loop.create_future()
+        count = len(left)
+
+        def one(record: FutureRecord) -> None:
+            nonlocal count
+            count -= 1
+            over = count == 0 or not (to_the_end or record.status is FutureStatus.FINISHED)
+            if over and not future.done():
+                future.set_result(None)
+
+        self._add_callbacks([(record, lambda r=record: one(r)) for record in left])  # type: ignore[misc]
+        await future
+
+    def _drain(self) -> None:
+        self._woken = False
+        while self._todo:
+            events = list(self._todo)
+            for _ in events:
+                self._todo.popleft()
+            self._driver.push_all(events)
+
+    def _perform(self, effect: Effect) -> None:
+        match effect:
+            case Send():
+                if self._link is not None:
+                    self._link.send(effect.message)
+            case Settled():
+                for record in effect.records:
+                    self._settle(record)
+            case Answered():
+                self._on_answer(effect)
+            case Registered():
+                self._registered.set()
+
+    def _settle(self, record: FutureRecord) -> None:
+        record.held = None
+        if record.event is not None:
+            record.event.set()
+        if record.callbacks is not None:
+            callbacks, record.callbacks = record.callbacks, None
+            for callback in callbacks:
+                callback()
+
+    def _on_answer(self, answer: Answered) -> None:
+        if answer.rid == 0:
+            for future in self._answers.values():
+                if not future.done():
+                    future.set_exception(ClosedClientError(self.core.closed))
+            self._answers.clear()
+            return
+        found = self._answers.pop(answer.rid, None)
+        if found is None or found.done():
+            return
+        if answer.error is None:
+            found.set_result(answer.value)
+        else:
+            found.set_exception(UsageError(answer.error))
+
+    def _on_messages(self, link: Link, messages: list[Any]) -> None:
+        self._driver.push(Received("", messages))
+
+    def _on_closed(self, link: Link, reason: str) -> None:
+        self._driver.push(
+            LinkLost("scheduler", link.peer_id, f"the link to the scheduler at {self.addresses[0]} closed: {reason}")
+        )
+
+    def _on_crash(self, error: BaseException) -> None:
+        self.core.closed = f"shoal's client failed, which is a bug: {error!r}"
+        for record in tuple(self.core.futures.values()):
+            if record.pending:
+                record.status, record.reason = FutureStatus.CANCELLED, self.core.closed
+                self._settle(record)
+        self._on_answer(Answered(0, None, None))
+
+    async def request(self, make: Callable[[int], Any], timeout: float | None = None) -> Any:
+        """Send the message that ``make(rid)`` returns, after all that was said before, and wait for its answer.
+
+        Raises
+        ------
+        UsageError
+            If the scheduler refused it, with its words.
+        ClosedClientError
+            If the link closes first.
+        """
+        self.check_open()
+        self._rid += 1
+        rid = self._rid
+        future = self._answers[rid] = self.loop.create_future()
+        self._drain()
+        self._driver.push(Said(make(rid)))
+        async with asyncio.timeout(timeout):
+            return await future
+
+    async def ask(self, what: str, **args: Any) -> Any:
+        """Ask the scheduler a question of ``core/scheduler/info.py``."""
+        return await self.request(lambda rid: Query(rid, what, args))
+
+    async def fetch(self, keys: list[str]) -> dict[str, Any]:
+        """Get payloads from the workers that hold them; those whose holder went away are not among them.
+
+        Raises
+        ------
+        SerializationError
+            If a worker cannot pickle a value.
+        """
+        plan: dict[str, tuple[list[str], list[str]]] = {}
+        for key, holders in (await self.ask("holders", keys=keys)).items():
+            if holders:
+                plan.setdefault(holders[0][0], (holders[0][1], []))[1].append(key)
+        values: dict[str, Any] = {}
+        for found in await asyncio.gather(*(self._fetch_from(peer, *plan[peer]) for peer in plan)):
+            values.update(found)
+        return values
+
+    async def values(self, records: list[FutureRecord], to_the_end: bool = True) -> dict[str, Any]:
+        """Wait until all are done, and return the payloads of those that succeeded, by key.
+
+        A value whose last holder dies on the way is waited for again: the scheduler recomputes it.
+
+        Raises
+        ------
+        TaskError
+            If a value that is said to be in memory could not be had for a minute.
+        """
+        values: dict[str, Any] = {}
+        progress = monotonic()
+        while True:
+            await self.all_done(records, to_the_end)
+            far: list[str] = []
+            for record in records:
+                if record.pending:
+                    break
+                if record.status is not FutureStatus.FINISHED:
+                    if not to_the_end:
+                        return values
+                elif record.value is not None:
+                    values[record.key] = record.value
+                elif record.key not in values:
+                    far.append(record.key)
+            else:
+                if not far:
+                    return values
+            if not far:
+                continue
+            found = await self.fetch(list(dict.fromkeys(far)))
+            values.update(found)
+            if found:
+                progress = monotonic()
+            elif monotonic() - progress > FETCH_TIMEOUT:
+                raise TaskError(f"no worker could give {far[:5]} within {FETCH_TIMEOUT:g} s")
+            else:
+                await asyncio.sleep(0.05)
+
+    async def _fetch_from(self, peer: str, addresses: list[str], keys: list[str]) -> dict[str, Any]:
+        try:
+            answer = await self.peers.request(peer, addresses, lambda rid: GetData(rid, keys))
+        except LinkError as error:
+            logger.info("%s cannot be reached: %s", peer, error)
+            return {}
+        for text in answer.errors.values():
+            raise SerializationError(text)
+        found: dict[str, Any] = answer.items
+        return found
+
+    async def put(self, payloads: dict[str, Any], workers: list[str] | None, broadcast: bool) -> None:
+        """Put values on workers, in turn or on all."""
+        targets = await self.ask("put_targets", workers=workers)
+        if not targets:
+            raise UsageError(f"no running worker to scatter to (workers={workers!r})")
+        shares: dict[str, dict[str, Any]] = {}
+        for number, (key, payload) in enumerate(payloads.items()):
+            for target in targets if broadcast else [targets[number % len(targets)]]:
+                shares.setdefault(target[0], {})[key] = payload
+        addresses = {target[0]: target[1] for target in targets}
+        await asyncio.gather(*(self._put_on(peer, addresses[peer], items) for peer, items in shares.items()))
+
+    async def _put_on(self, peer: str, addresses: list[str], items: dict[str, Any]) -> None:
+        await self.peers.request(peer, addresses, lambda rid: PutData(rid, self.core.id, items))
+
+    async def close(self, reason: str) -> None:
+        """Say what is left to say, then goodbye."""
+        if self.core.closed:
+            return
+        self._drain()
+        if self._link is not None:
+            self._link.send(Bye(reason))
+            self._link.close(reason)
+        self.peers.close()
+        self._driver.push(LinkLost("scheduler", "", reason))
+        self._driver.close()

@@ -1,0 +1,160 @@
+"""Calls of a user's as task specifications: functions pickled once, futures replaced by references, keys made."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from typing import Any, Final
+from uuid import uuid4
+
+from shoal.client.future import Future
+from shoal.errors import ForeignFutureError, UsageError
+from shoal.ids import key_to_wire
+from shoal.messages import DropFunctions, Options, TaskSpec
+from shoal.shell import serialize
+
+#: Functions that a client and the scheduler remember for it; the ones used longest ago are forgotten.
+FUNCTIONS_KEPT: Final = 1000
+
+
+class FunctionCache:
+    """The functions of one client: which pickle each has, and which the scheduler was sent."""
+
+    def __init__(self, most: int = FUNCTIONS_KEPT) -> None:
+        self._most = most
+        #: By function: what its pickle depends on, its id, its payload.
+        self._pickled: OrderedDict[Any, tuple[Any, str, Any]] = OrderedDict()
+        #: Ids that the scheduler knows, the latest used last.
+        self._sent: OrderedDict[str, None] = OrderedDict()
+
+    def pickle(self, function: Any) -> tuple[str, Any]:
+        """Return the id and the payload of a function.
+
+        Raises
+        ------
+        SerializationError
+            If it cannot be pickled.
+        """
+        state = serialize.stable_state(function)
+        if state is None:
+            return serialize.dump_function(function)
+        known = self._pickled.get(function)
+        if known is None or known[0] != state:
+            known = self._pickled[function] = (state, *serialize.dump_function(function))
+            if len(self._pickled) > self._most:
+                self._pickled.popitem(last=False)
+        self._pickled.move_to_end(function)
+        return known[1], known[2]
+
+    def sending(self, fn: str) -> tuple[bool, DropFunctions | None]:
+        """``fn`` is about to be referred to: whether its payload must go along, and what is to be dropped after."""
+        fresh = fn not in self._sent
+        self._sent[fn] = None
+        self._sent.move_to_end(fn)
+        if len(self._sent) <= self._most:
+            return fresh, None
+        oldest, _ = self._sent.popitem(last=False)
+        return fresh, DropFunctions([oldest])
+
+
+def name_of(function: Any) -> str:
+    """The prefix of the keys of a function's calls."""
+    inner = getattr(function, "func", function)  # functools.partial
+    return str(getattr(inner, "__name__", type(inner).__name__)).strip("<>")
+
+
+def unpack(value: Any, client: Any, deps: list[str]) -> Any:
+    """Replace futures in containers by references, and note their keys.
+
+    Raises
+    ------
+    ForeignFutureError
+        If one belongs to another client, or to a closed one.
+    """
+    kind = type(value)
+    if kind is Future:
+        deps.append(own(value, client))
+        return serialize.KeyRef(deps[-1])
+    if kind in (list, tuple, set, frozenset) and value:
+        return kind(unpack(item, client, deps) for item in value)
+    if kind is dict and value:
+        return {unpack(name, client, deps): unpack(item, client, deps) for name, item in value.items()}
+    return value
+
+
+def own(future: Future, client: Any) -> str:
+    """The wire key of one of the client's own futures.
+
+    Raises
+    ------
+    ForeignFutureError
+        If it belongs to another client, or to a closed one.
+    """
+    if future.client is not client:
+        raise ForeignFutureError(
+            f"{future!r} belongs to another client, or to one that is closed; "
+            "gather it there, or submit it with the client that made it"
+        )
+    return future._record.key
+
+
+def pack_calls(
+    client: Any, fn: str, name: str, calls: list[tuple[Any, Any]], keys: list[Any] | None, pure: bool, first: int = 0
+) -> tuple[list[TaskSpec], list[list[Future] | None]]:
+    """Return a specification for each call, and the futures hidden inside of its arguments.
+
+    Raises
+    ------
+    SerializationError
+        If an argument cannot be pickled.
+    """
+    where = f"an argument of {name}"
+    specs: list[TaskSpec] = []
+    hidden: list[list[Future] | None] = []
+    for number, (args, kwargs) in enumerate(calls):
+        deps: list[str] = []
+        with serialize.collecting() as found:
+            data = serialize.dumps((unpack(args, client, deps), unpack(kwargs, client, deps)), where)
+        if keys is not None:
+            wire = key_to_wire(keys[number])
+        elif pure:
+            digest = hashlib.blake2b(fn.encode(), digest_size=16)
+            for frame in data.frames if not isinstance(data, bytes) else [data]:
+                digest.update(frame)
+            wire = f"{name}-{digest.hexdigest()}"
+        else:
+            wire = f"{name}-{uuid4().hex}"
+        specs.append(TaskSpec(wire, fn, data, deps, first + number))
+        hidden.append(list(found) if found else None)
+    return specs, hidden
+
+
+def options_of(
+    priority: int = 0,
+    retries: int | None = None,
+    workers: Any = None,
+    allow_other_workers: bool | None = False,
+    resources: dict[str, float] | None = None,
+) -> Options:
+    """Check what a submission asks for beyond the function.
+
+    Raises
+    ------
+    UsageError
+        Naming the argument that makes no sense.
+    """
+    if isinstance(workers, str):
+        workers = [workers]
+    if workers is not None and not isinstance(workers, list | tuple | set | frozenset):
+        raise UsageError(f"workers must be a name or address, or a list of them, got {workers!r}")
+    if allow_other_workers and workers is None:
+        raise UsageError("allow_other_workers=True means nothing without workers=")
+    if not isinstance(priority, int | float):
+        raise UsageError(f"priority must be a number, got {priority!r}")
+    if retries is not None and (not isinstance(retries, int) or retries < 0):
+        raise UsageError(f"retries must be a number of times from 0 on, got {retries!r}")
+    for name, amount in (resources or {}).items():
+        if not isinstance(name, str) or not isinstance(amount, int | float) or amount < 0:
+            raise UsageError(f"resources must map names to amounts, got {resources!r}")
+    named = None if workers is None else [str(worker) for worker in workers]
+    return Options(int(priority), retries or 0, named, bool(allow_other_workers), resources)

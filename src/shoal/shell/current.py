@@ -1,0 +1,27 @@
+"""Who runs this: the worker of the task in this thread, and how others of this process reach its scheduler."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+_local = threading.local()
+
+
+class Home:
+    """A worker as code inside of its tasks sees it."""
+
+    __slots__ = ("program", "scheduler", "secret")
+
+    def __init__(self, program: Any, scheduler: list[str], secret: bytes) -> None:
+        self.program, self.scheduler, self.secret = program, scheduler, secret
+
+
+def enter(home: Home | None) -> None:
+    """This thread runs tasks of ``home``."""
+    _local.home = home
+
+
+def home() -> Home | None:
+    """The worker that runs this thread's task, or None outside of tasks."""
+    return getattr(_local, "home", None)
