@@ -19,9 +19,8 @@ def double(x: int) -> int:
 
 
 @pytest.mark.parametrize("nanny", ["--nanny", "--no-nanny"])
-def test_scheduler_and_worker_find_each_other_and_end_cleanly(tmp_path: Path, monkeypatch, nanny: str) -> None:
+def test_scheduler_and_worker_find_each_other_and_end_cleanly(tmp_path: Path, nanny: str) -> None:
     """Joined by a scheduler file, they run a task, and SIGTERM ends them with status 0."""
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     file = tmp_path / "scheduler.json"
     command = [sys.executable, "-c", "from shoal.cli import main; main()"]
     scheduler = subprocess.Popen([*command, "scheduler", "--port", "0", "--scheduler-file", str(file)])

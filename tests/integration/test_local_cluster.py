@@ -6,9 +6,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Iterator
 
-import psutil
 import pytest
 
 from shoal import Client, KilledWorker, LocalCluster, Security, as_completed, wait
@@ -20,55 +18,7 @@ from shoal.errors import (
     HandshakeError,
     SerializationError,
 )
-
-
-def inc(x: int) -> int:
-    return x + 1
-
-
-def slow_inc(x: int) -> int:
-    time.sleep(0.02)
-    return x + 1
-
-
-def add(values: list[int]) -> int:
-    return sum(values)
-
-
-def fail(x: int) -> int:
-    raise ValueError(f"no {x}")
-
-
-def leave(x: int) -> int:
-    os._exit(x)
-
-
-def pid() -> int:
-    return os.getpid()
-
-
-@pytest.fixture
-def home(tmp_path, monkeypatch) -> None:
-    """A configuration directory of its own, so that the user's secret is neither read nor made."""
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
-
-
-@pytest.fixture
-def cluster(home: None) -> Iterator[LocalCluster]:
-    """A cluster, and after it the check that nothing is left of it."""
-    before = {child.pid for child in psutil.Process().children(recursive=True)}
-    with LocalCluster(n_workers=2, threads_per_worker=1) as cluster:
-        started = {child.pid for child in psutil.Process().children(recursive=True)} - before
-        assert len(started) == 3
-        yield cluster
-    left = {child.pid for child in psutil.Process().children(recursive=True)} - before
-    assert not left, f"processes are left: {left}"
-
-
-@pytest.fixture
-def client(cluster: LocalCluster) -> Iterator[Client]:
-    with Client(cluster) as client:
-        yield client
+from tests.integration.functions import add, fail, hoard, inc, leave, pid, slow_inc
 
 
 def test_submit_map_gather_and_dependencies(client: Client) -> None:
@@ -212,14 +162,14 @@ def test_strangers_are_turned_away(client: Client, cluster: LocalCluster) -> Non
     assert client.submit(inc, 1).result(30) == 2
 
 
-def test_a_wrong_address_says_what_was_tried(home: None) -> None:
+def test_a_wrong_address_says_what_was_tried() -> None:
     """The error names the address and the time."""
     with pytest.raises(ConnectError, match=r"tcp://127.0.0.1:1 within 0.3 s"):
         Client("tcp://127.0.0.1:1", timeout=0.3)
 
 
 @pytest.mark.parametrize("limit", ["12 parsecs", -1, "1 kB"])
-def test_a_memory_limit_that_makes_no_sense(home: None, limit: object) -> None:
+def test_a_memory_limit_that_makes_no_sense(limit: object) -> None:
     """It is refused by name before anything is started."""
     with pytest.raises(ConfigurationError, match="memory_limit"):
         LocalCluster(n_workers=1, memory_limit=limit)
@@ -237,17 +187,9 @@ def test_graphs_run_on_while_this_process_holds_the_gil(client: Client) -> None:
     assert time.time() - ended.result(30) > 2
 
 
-def test_a_memory_bomb_is_killed_with_the_figures(home: None) -> None:
+def test_a_memory_bomb_is_killed_with_the_figures() -> None:
     """The nanny ends a worker over its limit, and the error says so."""
     with LocalCluster(n_workers=1, threads_per_worker=1, memory_limit="200 MB") as cluster, Client(cluster) as client:
         future = client.submit(hoard)
         with pytest.raises(KilledWorker):
             future.result(60)
-
-
-def hoard() -> int:
-    held = []
-    for _ in range(300):
-        held.append(bytearray(os.urandom(1000) * 5000))
-        time.sleep(0.01)
-    return len(held)
