@@ -67,7 +67,7 @@ def measure(name: str, scale: float, report: Report) -> None:
         report("chain", chain(engine, int(2000 * scale)))
     transfers(engine, report)
     engine.close()
-    memory = scheduler_memory(name, int(100_000 * scale))
+    memory = scheduler_memory(name, 50_000)
     if memory is not None:
         report("scheduler_memory", memory)
 

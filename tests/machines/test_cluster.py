@@ -6,12 +6,22 @@ import random
 
 import pytest
 
+from shoal.core.events import Received
 from shoal.core.scheduler.task import TaskState
-from shoal.messages import Cancel, KeyErred, KeysDone, KilledTask, Unwant
+from shoal.messages import Cancel, Finished, KeyErred, KeysDone, KilledTask, Unwant
 from tests.machines.harness import Cluster
 
 
 def graph(rng: random.Random, size: int) -> dict[str, list[str]]:
+    """Chains, a tree, or whatever comes."""
+    shape = rng.choice(["chains", "tree", "any", "any"])
+    if shape == "chains":
+        count = rng.randint(1, 4)
+        return {f"t-{n}": [f"t-{n - count}"] if n >= count else [] for n in range(size)}
+    if shape == "tree":
+        half = size // 2
+        inner = {f"t-{n}": [f"t-{2 * (n - half)}", f"t-{2 * (n - half) + 1}"] for n in range(half, 2 * half - 1)}
+        return {f"t-{n}": [] for n in range(half)} | inner
     keys: list[str] = []
     tasks: dict[str, list[str]] = {}
     for number in range(size):
@@ -47,7 +57,8 @@ def test_workers_die_and_join_while_a_graph_runs(seed: int) -> None:
     tasks = graph(rng, 40)
     wants = rng.sample(list(tasks), 5)
     cluster = Cluster(3, seed, allowed_failures=100)
-    cluster.submit(tasks, wants)
+    cluster.failing = {key: 1 for key in tasks if rng.random() < 0.2}
+    cluster.submit(tasks, wants, retries=1)
     for _ in range(6):
         for _ in range(rng.randint(5, 60)):
             cluster.step()
@@ -122,3 +133,58 @@ def test_no_worker_then_one_joins() -> None:
     cluster.join()
     cluster.settle()
     assert cluster.states() == {"a": "memory"}
+
+
+def test_a_report_of_an_earlier_life_of_a_key_changes_nothing() -> None:
+    """A key that was forgotten and submitted again has assignments of other numbers."""
+    cluster = Cluster(1)
+    cluster.submit({"a": []}, ["a"])
+    while not cluster.running["w1"]:
+        assert cluster.step()
+    cluster._step_run("w1")
+    late = [message for message in cluster.line("w1", "s") if isinstance(message, Finished)]
+    cluster.client(Unwant(["a"]))
+    cluster._step_line(("c", "s"))
+    assert cluster.states() == {}
+    cluster.submit({"a": []}, ["a"])
+    cluster._step_line(("c", "s"))
+    assert cluster.states() == {"a": "processing"}
+    cluster.feed(Received("w1", late))
+    assert cluster.states() == {"a": "processing"}
+    cluster.settle()
+    assert cluster.states() == {"a": "memory"}
+
+
+def test_a_chain_is_assigned_ahead_and_taken_back_when_its_worker_dies() -> None:
+    """All of it goes to one worker at once; after its death, to the other."""
+    cluster = Cluster(2)
+    chain = {f"t-{n}": [f"t-{n - 1}"] if n else [] for n in range(20)}
+    cluster.submit(chain, ["t-19"])
+    while "processing" not in cluster.states().values():
+        assert cluster.step()
+    assert set(cluster.states().values()) == {"processing"}
+    (holder,) = {task.worker.id for task in cluster.scheduler.state.tasks.values() if task.worker}
+    cluster.kill(holder)
+    cluster.settle()
+    assert cluster.states()["t-19"] == "memory"
+
+
+def test_what_fans_out_is_not_assigned_ahead() -> None:
+    """Many tasks on one input spread over the workers."""
+    cluster = Cluster(4)
+    cluster.submit({"root": []} | {f"leaf-{n}": ["root"] for n in range(40)}, [f"leaf-{n}" for n in range(40)])
+    while not any(cluster.running.values()):
+        assert cluster.step()
+    assert set(cluster.states().values()) == {"processing", "waiting"}
+    cluster.settle()
+    assert all(worker.executed for worker in cluster.workers.values())
+
+
+def test_a_task_that_needs_itself_fails() -> None:
+    """In place of waiting for ever."""
+    cluster = Cluster(1)
+    cluster.submit({"a": ["a"]}, ["a"])
+    cluster.settle()
+    assert [message.error.text for message in cluster.inbox if isinstance(message, KeyErred)] == [
+        "UsageError: 'a' needs its own result"
+    ]

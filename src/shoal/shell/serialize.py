@@ -248,7 +248,7 @@ def dump_error(error: BaseException) -> TaskError:
 
 def load_error(error: TaskError) -> BaseException:
     """Return the exception, with its traceback, or one of our own that carries the text."""
-    from shoal.errors import LostDataError
+    from shoal.errors import LostDataError, UsageError
     from shoal.errors import TaskError as RemoteError
 
     found: BaseException | None = None
@@ -259,7 +259,9 @@ def load_error(error: TaskError) -> BaseException:
             found = RemoteError(f"{error.text} (the exception itself cannot be unpickled here: {cause!r})")
     if not isinstance(found, BaseException):
         kind, _, rest = error.text.partition(": ")
-        kinds: dict[str, type[Exception]] = {"LostDataError": LostDataError, "SerializationError": SerializationError}
+        kinds: dict[str, type[Exception]] = {
+            "LostDataError": LostDataError, "SerializationError": SerializationError, "UsageError": UsageError
+        }  # fmt: skip
         found = kinds[kind](rest) if kind in kinds else RemoteError(f"{error.text}\n{error.traceback_text}".strip())
     return found.with_traceback(load_traceback(error))
 

@@ -43,6 +43,9 @@ def check(state: SchedulerState) -> None:
         for task in worker.has_what:
             _require(worker in (task.who_has or ()), state, task, f"is in has_what of {worker.name} only")
         nbytes = sum(max(task.nbytes, 0) for task in worker.has_what)
+        ahead = sum(task.n_waiting > 0 for task in worker.processing)
+        if worker.n_ahead != ahead:
+            raise InvariantViolation(f"{worker!r} counts {worker.n_ahead} tasks ahead of their inputs, not {ahead}")
         occupancy = sum(task.estimate for task in worker.processing)
         if worker.nbytes != nbytes or not math.isclose(worker.occupancy, occupancy, abs_tol=1e-6):
             raise InvariantViolation(f"{worker!r}: nbytes should be {nbytes}, occupancy {occupancy}")
@@ -69,6 +72,12 @@ def _check_task(state: SchedulerState, task: Task) -> None:
         if s is TaskState.WAITING:
             _require(task.n_waiting == len(missing), state, task, f"counts {task.n_waiting} missing, not {missing}")
             _require(bool(missing), state, task, "waits for nothing")
+        elif s is TaskState.PROCESSING:
+            _require(task.n_waiting == len(missing), state, task, f"counts {task.n_waiting} missing, not {missing}")
+            for dep in task.deps:
+                here = dep.worker is task.worker or dep.state is TaskState.MEMORY
+                _require(here, state, task, f"was assigned ahead of {dep!r}, which is not computed there")
+            _require(not missing or not task.estimate, state, task, "counts as work while it waits")
         else:
             _require(not missing, state, task, f"lacks {missing}")
         for dep in task.deps:

@@ -12,7 +12,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Final
 
 from shoal.core.scheduler.roster import WorkerRecord
-from shoal.core.scheduler.task import Task
+from shoal.core.scheduler.task import Task, TaskState
 
 if TYPE_CHECKING:
     from shoal.core.scheduler.state import SchedulerState
@@ -45,6 +45,32 @@ def is_rootish(state: SchedulerState, task: Task) -> bool:
     """Whether it matters little where ``task`` runs: it has no inputs, or a few that very many others share."""
     many = 2 * state.total_nthreads + 4
     return len(task.deps) <= 4 and all(len(dep.dependents or ()) > many for dep in task.deps)
+
+
+def ahead(state: SchedulerState, task: Task) -> WorkerRecord | None:
+    """Return the worker that is to compute all inputs which a waiting task lacks, where it may have the task at once.
+
+    Only where nothing is given up by it: the inputs that are there are there, no input has other tasks that need it
+    (those should spread), and no other worker is much less loaded.
+    """
+    if is_restricted(task):
+        return None
+    worker: WorkerRecord | None = None
+    for dep in task.deps:
+        if dep.state is TaskState.PROCESSING:
+            if (worker is not None and dep.worker is not worker) or len(dep.dependents or ()) > 1:
+                return None
+            worker = dep.worker
+        elif dep.state is not TaskState.MEMORY:
+            return None
+    if worker is None or not worker.running:
+        return None
+    if any(dep.state is TaskState.MEMORY and worker not in (dep.who_has or ()) for dep in task.deps):
+        return None
+    least = state.open.best()
+    if least is not None and worker.load > least.load + state.settings.backlog + TRANSFER_LATENCY:
+        return None
+    return worker
 
 
 def choose(state: SchedulerState, task: Task) -> WorkerRecord | None:

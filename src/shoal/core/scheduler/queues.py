@@ -62,7 +62,7 @@ class OpenWorkers:
 
     def has_room(self, worker: WorkerRecord) -> bool:
         return worker.running and (
-            len(worker.processing) < worker.slots or worker.occupancy < self.backlog * worker.nthreads
+            len(worker.processing) - worker.n_ahead < worker.slots or worker.occupancy < self.backlog * worker.nthreads
         )
 
     def note(self, worker: WorkerRecord) -> None:

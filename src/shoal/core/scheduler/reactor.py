@@ -235,9 +235,10 @@ class SchedulerCore:
         tasks = state.tasks
         self._on_want(client, message.wants)
         for task, unknown in unlinked:
-            error = TaskError(
-                None, None, f"LostDataError: its input {unknown!r} is not known here: it was cancelled or released"
-            )
+            text = f"LostDataError: its input {unknown!r} is not known here: it was cancelled or released"
+            if unknown == task.key:
+                text = f"UsageError: {unknown!r} needs its own result"
+            error = TaskError(None, None, text)
             if task.active:
                 state.fail(task, error, unknown)
         for spec in message.tasks:

@@ -74,7 +74,8 @@ class WorkerRecord:
 
     __slots__ = (
         "addresses", "functions", "has_what", "heap_load", "host", "id", "last_seen", "local_directory", "memory_limit",
-        "metrics", "name", "nbytes", "nthreads", "occupancy", "out", "out_free", "peers", "pid", "processing",
+        "metrics", "n_ahead", "name", "nbytes", "nthreads", "occupancy", "out", "out_free", "peers", "pid",
+        "postponed", "processing",
         "resources", "slot", "slots", "state",
     )  # fmt: skip
 
@@ -102,7 +103,10 @@ class WorkerRecord:
         self.slots = 1_000_000_000 if math.isinf(saturation) else max(1, math.ceil(nthreads * saturation))
         self.processing: dict[Task, None] = {}
         self.has_what: dict[Task, None] = {}
-        #: Seconds of work assigned.
+        #: How many of these wait for an input that is to be computed here, and tasks that there was no room for.
+        self.n_ahead = 0
+        self.postponed: list[Task] | None = None
+        #: Seconds of work assigned, without those.
         self.occupancy = 0.0
         #: Bytes of results held.
         self.nbytes = 0

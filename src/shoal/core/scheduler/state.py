@@ -9,7 +9,7 @@ turn ends. Messages are gathered on the record of their receiver and leave when 
 from __future__ import annotations
 
 from collections import deque
-from typing import Any
+from typing import Any, Final
 
 from shoal.core.effects import Effect, Send
 from shoal.core.scheduler import placement
@@ -67,6 +67,10 @@ class Settings:
         self.validate = validate
 
 
+#: Tasks that a worker is given before their inputs are computed there.
+AHEAD_MOST: Final = 256
+
+
 class FunctionRecord:
     """A function in its pickled form, kept while a client may refer to it or a task needs it."""
 
@@ -100,6 +104,8 @@ class SchedulerState:
         self.stranded: dict[Task, None] = {}
         self.total_nthreads = 0
         self.generation = 0
+        #: Assignments so far; numbers are never used twice, also not for a key that was forgotten and came again.
+        self.attempts = 0
         #: (key, before, event, after, stimulus, when), the newest last.
         self.story: deque[tuple[str, str, str, str, str, float]] = deque(maxlen=settings.story_length)
         self.transitions = 0
@@ -107,6 +113,8 @@ class SchedulerState:
         self.now = 0.0
         self._ready: list[Task] = []
         self._loose: list[Task] = []
+        #: Waiting tasks that may perhaps be assigned ahead of time.
+        self._hopeful: list[Task] = []
         self._speakers: dict[WorkerRecord | ClientRecord, None] = {}
 
     # -------------------------------------------------------------------------------------------- transitions
@@ -160,7 +168,7 @@ class SchedulerState:
         found = []
         for key in dict.fromkeys(deps):
             dep = self.tasks.get(key)
-            if dep is None or dep.lost:
+            if dep is None or dep.lost or dep is task:
                 return key
             found.append(dep)
         task.deps = tuple(found)
@@ -193,6 +201,8 @@ class SchedulerState:
                 self.fail(t, failed.error or _lost_error(failed.key), failed.origin or failed.key)
             elif missing == 0:
                 self._ready.append(t)
+            else:
+                self._hopeful.append(t)
 
     def finish(
         self, task: Task, worker: WorkerRecord, nbytes: int, type: str, value: Any = None, seconds: float | None = None
@@ -210,6 +220,10 @@ class SchedulerState:
                 dependent.n_waiting -= 1
                 if dependent.n_waiting == 0:
                     self._ready.append(dependent)
+            elif dependent.state is TaskState.PROCESSING:
+                dependent.n_waiting -= 1
+                if dependent.n_waiting == 0:
+                    self._catch_up(dependent)
         self._leave_active(task)
         if not task.needed:
             self._loose.append(task)
@@ -230,7 +244,10 @@ class SchedulerState:
             if not t.active:
                 continue
             if t.state is TaskState.PROCESSING:
+                worker = t.worker
                 self._unassign(t)
+                if t is not task and worker is not None:
+                    self.free(worker, t.key)
             self._advance(t, TaskEvent.FAIL)
             t.error, t.origin = error, origin
             self._leave_active(t)
@@ -248,19 +265,26 @@ class SchedulerState:
         return KilledTask(task.key, task.origin, error, self.settings.allowed_failures)
 
     def give_back(self, task: Task, tell_worker: bool = True) -> None:
-        """Take a processing task from its worker; it waits for its inputs, or for a worker, again."""
-        worker = task.worker
-        assert worker is not None
-        self._unassign(task)
-        if tell_worker:
-            self.free(worker, task.key)
-        self._advance(task, TaskEvent.RETURN)
-        task.n_waiting = sum(dep.state is not TaskState.MEMORY for dep in task.deps)
-        if task.n_waiting == 0:
-            self._ready.append(task)
-        for dep in task.deps:
-            if dep.state is TaskState.RELEASED and not dep.lost:
-                self.require(dep)
+        """Take a processing task from its worker, with those assigned ahead of it; they wait anew."""
+        found = [task]
+        for t in found:  # grows while it is walked
+            found += [
+                d for d in t.dependents or () if d.state is TaskState.PROCESSING and d.n_waiting and d not in found
+            ]
+        for t in reversed(found):
+            worker = t.worker
+            assert worker is not None
+            self._unassign(t)
+            if tell_worker:
+                self.free(worker, t.key)
+            self._advance(t, TaskEvent.RETURN)
+            t.n_waiting = sum(dep.state is not TaskState.MEMORY for dep in t.deps)
+        for t in found:
+            if t.n_waiting == 0:
+                self._ready.append(t)
+            for dep in t.deps:
+                if dep.state is TaskState.RELEASED and not dep.lost:
+                    self.require(dep)
 
     def lose_replica(self, task: Task, worker: WorkerRecord) -> None:
         """``worker`` does not hold ``task`` any more; if nobody does, it is recomputed where that is possible."""
@@ -445,6 +469,7 @@ class SchedulerState:
         task.worker = None
         del worker.processing[task]
         worker.occupancy = worker.occupancy - task.estimate if worker.processing else 0.0
+        worker.n_ahead -= task.n_waiting > 0
         self.open.note(worker)
 
     def add_worker(self, worker: WorkerRecord) -> None:
@@ -458,7 +483,7 @@ class SchedulerState:
     def remove_worker(self, worker: WorkerRecord) -> list[Task]:
         """A worker is gone: its tasks go back, its results are found elsewhere or computed again.
 
-        Returns the tasks that were assigned to it.
+        Returns the tasks that it could have been running.
         """
         worker.state = WORKER.advance(worker.state, WorkerEvent.REMOVE, worker.id)
         del self.workers[worker.id]
@@ -466,9 +491,11 @@ class SchedulerState:
         worker.out.clear()
         worker.out_free.clear()
         self._speakers.pop(worker, None)
-        assigned = sorted(worker.processing)
-        for task in assigned:
-            self.give_back(task, tell_worker=False)
+        worker.postponed = None
+        assigned = [task for task in sorted(worker.processing) if not task.n_waiting]
+        for task in tuple(worker.processing):
+            if task.worker is worker:
+                self.give_back(task, tell_worker=False)
         for task in tuple(worker.has_what):
             self.lose_replica(task, worker)
         return assigned
@@ -477,18 +504,25 @@ class SchedulerState:
 
     def settle(self) -> None:
         """Carry everything through until nothing is left to decide in this turn."""
-        while self._loose or self._ready:
-            while self._loose:
-                task = self._loose.pop()
-                if not task.needed and task.state is not TaskState.FORGOTTEN:
-                    self._release(task)
-            ready, self._ready = self._ready, []
-            if len(ready) > 1:
-                ready.sort()
-            for task in ready:
-                if task.n_waiting == 0 and task.state in (TaskState.WAITING, TaskState.NO_WORKER):
-                    self._place(task)
-        self._drain_queue()
+        while True:
+            while self._loose or self._ready:
+                while self._loose:
+                    task = self._loose.pop()
+                    if not task.needed and task.state is not TaskState.FORGOTTEN:
+                        self._release(task)
+                ready, self._ready = self._ready, []
+                if len(ready) > 1:
+                    ready.sort()
+                for task in ready:
+                    if task.n_waiting == 0 and task.state in (TaskState.WAITING, TaskState.NO_WORKER):
+                        self._place(task)
+            self._drain_queue()
+            if not self._hopeful:
+                return
+            hopeful, self._hopeful = self._hopeful, []
+            for task in hopeful:
+                if task.n_waiting and task.state is TaskState.WAITING:
+                    self._assign_ahead(task)
 
     def _place(self, task: Task) -> None:
         if not placement.is_restricted(task) and placement.is_rootish(self, task):
@@ -514,14 +548,48 @@ class SchedulerState:
             assert task is not None, "the queue's size disagrees with its entries"
             self._assign(task, worker)
 
+    def _assign_ahead(self, task: Task) -> None:
+        """Give ``task`` to the worker that is to run all inputs that it lacks, where that costs no parallelism."""
+        worker = placement.ahead(self, task)
+        if worker is None:
+            return
+        if worker.n_ahead < AHEAD_MOST:
+            self._assign(task, worker)
+        elif worker.postponed is None:
+            worker.postponed = [task]
+        else:
+            worker.postponed.append(task)
+
+    def _catch_up(self, task: Task) -> None:
+        """The last input of ``task``, which was assigned ahead of time, is there: it counts as work now."""
+        worker = task.worker
+        assert worker is not None
+        worker.n_ahead -= 1
+        task.estimate = self._expected(task)
+        worker.occupancy += task.estimate
+        if worker.postponed is not None and worker.n_ahead <= AHEAD_MOST // 2:
+            self._hopeful += worker.postponed
+            worker.postponed = None
+
+    def _expected(self, task: Task) -> float:
+        """Seconds that ``task`` is expected to take."""
+        duration = task.prefix.duration
+        return self.settings.unknown_duration if duration is None else max(duration, 1e-4)
+
     def _assign(self, task: Task, worker: WorkerRecord) -> None:
         self._advance(task, TaskEvent.ASSIGN)
         task.worker = worker
-        task.attempt += 1
-        duration = task.prefix.duration
-        task.estimate = self.settings.unknown_duration if duration is None else max(duration, 1e-4)
+        self.attempts += 1
+        task.attempt = self.attempts
         worker.processing[task] = None
-        worker.occupancy += task.estimate
+        if task.n_waiting:
+            task.estimate = 0.0
+            worker.n_ahead += 1
+        else:
+            task.estimate = self._expected(task)
+            worker.occupancy += task.estimate
+        if task.dependents and len(task.dependents) == 1:
+            self._hopeful += task.dependents
         deps = [Dep(d.key, d.nbytes, [w.id for w in d.who_has or ()]) for d in task.deps] if task.deps else []
         options = task.options
         item = ComputeTask(

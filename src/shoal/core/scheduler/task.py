@@ -153,7 +153,8 @@ class Task:
         self.deps: tuple[Task, ...] = ()
         #: Known tasks that have this one as an input, as an ordered set; made on first use.
         self.dependents: dict[Task, None] | None = None
-        #: How many inputs are not in memory; kept while active.
+        #: How many inputs are not in memory; kept while active. A processing task that lacks some was assigned ahead
+        #: of time: its worker computes them.
         self.n_waiting = 0
         #: How many dependents are active.
         self.n_waiters = 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from shoal.core.worker.attempt import PENDING, RUNNING
+from shoal.core.worker.attempt import PENDING, RUNNING, AttemptState
 from shoal.core.worker.key import Goal, KeyRecord
 from shoal.core.worker.replica import ReplicaState
 from shoal.errors import InvariantViolation
@@ -52,7 +52,9 @@ def _check_record(core: WorkerCore, record: KeyRecord) -> None:
     else:
         _require(not record.deps, core, record, "holds on to inputs")
     if record.waiters and record.replica is not ReplicaState.HELD:
-        on_its_way = record.busy or record.attempt in PENDING or record.replica is not ReplicaState.ABSENT
+        # A failed attempt was reported: the scheduler will take back what was assigned ahead of it.
+        told = record.attempt is AttemptState.FAILED
+        on_its_way = told or record.busy or record.attempt in PENDING or record.replica is not ReplicaState.ABSENT
         _require(on_its_way, core, record, "is needed here and nothing brings it")
     if record.goal is Goal.DROP and not record.waiters:
         _require(record.busy, core, record, "is kept for nothing")
