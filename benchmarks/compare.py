@@ -17,6 +17,7 @@ import statistics
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -215,8 +216,12 @@ def main() -> None:
     options = parser.parse_args()
     if options.one:
         report: Report = lambda metric, value: print("RESULT " + json.dumps([metric, value]), flush=True)  # noqa: E731
-        measure(options.one, 0.1 if options.one == "distributed" else 1.0, report)
-        return
+        try:
+            measure(options.one, 0.1 if options.one == "distributed" else 1.0, report)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)  # whatever the engine left running
+        os._exit(0)
     names = [name.strip() for name in options.engines.split(",")]
     if unknown := set(names) - set(ENGINES):
         parser.error(f"unknown engines {sorted(unknown)}; known are {', '.join(ENGINES)}")

@@ -11,7 +11,6 @@ import difflib
 import json
 import os
 import secrets
-import stat
 import sys
 import warnings
 from pathlib import Path
@@ -219,17 +218,6 @@ def user_directory() -> Path:
     """Where this user's own files of shoal are, the secret among them."""
     base = os.environ.get("XDG_CONFIG_HOME") or os.path.join(os.path.expanduser("~"), ".config")
     return Path(base) / "shoal"
-
-
-def runtime_directory() -> Path:
-    """A directory for sockets and scratch files that only this user can enter."""
-    base = get("temporary-directory") if _inherited is None else None
-    root = Path(base or os.environ.get("TMPDIR") or "/tmp") / f"shoal-{os.getuid()}"
-    root.mkdir(mode=0o700, exist_ok=True)
-    info = root.lstat()
-    if not stat.S_ISDIR(info.st_mode) or info.st_uid != os.getuid() or info.st_mode & 0o077:
-        raise ConfigurationError(f"{root} must be a directory that only its owner can enter (mode 0700)")
-    return root
 
 
 def read_secret(path: Path) -> bytes:

@@ -466,20 +466,32 @@ ToWorker = WorkerRegistered | WorkerRejected | Compute | FreeKeys | Holders | Dr
 
 
 class GetData(Message):
-    """Ask a worker for values."""
+    """Ask a worker for values; ``direct``: the asker could read large ones from the worker's memory."""
 
     rid: int
     keys: list[str]
     max_bytes: int = 0
+    direct: bool = False
 
 
 class Data(Message):
-    """The values that are here; what was asked for and is neither here nor left for the next time is ``missing``."""
+    """The values that are here; what was asked for and is neither here nor left for the next time is ``missing``.
+
+    ``lent`` are values to be read from this process's memory (see ``shell/direct.py``): kept until :class:`Returned`.
+    """
 
     rid: int
     items: dict[str, Any]
     missing: list[str]
     errors: dict[str, str]
+    lent: dict[str, list[Any]] = msgspec.field(default_factory=dict)
+
+
+class Returned(Message):
+    """What was lent with the answer ``lent`` was read. The reply says that it was there all the time."""
+
+    rid: int
+    lent: int
 
 
 class PutData(Message):
@@ -490,7 +502,7 @@ class PutData(Message):
     items: dict[str, Any]
 
 
-FromPeer = GetData | PutData | Bye
+FromPeer = GetData | Returned | PutData | Bye
 ToPeer = Data | Answer | Bye
 
 # ---------------------------------------------------------------------------------------------- nanny ↔ scheduler
@@ -512,6 +524,7 @@ class WorkerDied(Message):
     running: list[str]
     expected: bool = False
     restarting: bool = True
+    address: str = ""
 
 
 class WorkerGaveUp(Message):

@@ -15,7 +15,7 @@ from shoal.core.client.reactor import ClientCore
 from shoal.core.effects import Answered, Effect, Registered, Send, Settled
 from shoal.core.events import Event, LinkLost, Received, Released, Said
 from shoal.errors import ClosedClientError, LinkError, SerializationError, TaskError, UsageError
-from shoal.messages import Bye, GetData, PutData, Query, RegisterClient, ToClient, ToPeer
+from shoal.messages import Bye, PutData, Query, RegisterClient, ToClient, ToPeer
 from shoal.shell.driver import Driver
 from shoal.shell.link import Identity, Link
 from shoal.shell.network import dial
@@ -313,14 +313,13 @@ class Connection:
 
     async def _fetch_from(self, peer: str, addresses: list[str], keys: list[str]) -> dict[str, Any]:
         try:
-            answer = await self.peers.request(peer, addresses, lambda rid: GetData(rid, keys))
+            answer = await self.peers.get(peer, addresses, keys)
         except LinkError as error:
             logger.info("%s cannot be reached: %s", peer, error)
             return {}
         for text in answer.errors.values():
             raise SerializationError(text)
-        found: dict[str, Any] = answer.items
-        return found
+        return answer.items
 
     async def put(self, payloads: dict[str, Any], workers: list[str] | None, broadcast: bool) -> None:
         """Put values on workers, in turn or on all."""

@@ -46,7 +46,7 @@ def current_client(allow_global: bool = True) -> Client | None:
     client: Client | None = chosen.get()
     if client is None and allow_global:
         with _lock:
-            client = _defaults[-1] if _defaults else None
+            client = next((one for one in reversed(_defaults) if not one._connection.closed), None)
     return client
 
 
@@ -90,7 +90,7 @@ def get_client(address: Any = None, timeout: float | None = None, resolve_addres
     place = tuple(addresses)
     with _lock:
         known = _in_tasks.get(place)
-        if known is not None and known.status == "running":
+        if known is not None and not known._connection.closed:
             return known
     client = Client(addresses, timeout=timeout, set_as_default=False, security=here.secret)
     with _lock:

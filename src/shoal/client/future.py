@@ -51,12 +51,12 @@ class Future:
 
     def __init__(self, key: Any, client: Client | None = None, state: FutureRecord | None = None) -> None:
         self.key = key
-        self._client = client
+        self._client: Client | None = None
         self._released = False
         if state is not None:
-            self._record = state
+            self._client, self._record = client, state
         elif client is not None:
-            self._record = client._adopt(key)
+            self.bind_client(client)
 
     def bind_client(self, client: Client) -> None:
         """Attach a client to a future that was made without one, and ask for the key.
@@ -70,8 +70,8 @@ class Future:
             return
         if self._client is not None:
             raise UsageError(f"{self!r} belongs to another client")
-        self._client = client
         self._record = client._adopt(self.key)
+        self._client = client
 
     @property
     def client(self) -> Client:

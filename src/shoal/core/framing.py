@@ -1,9 +1,9 @@
 """Bytes to frames and back, with limits.
 
-A frame is a header of 16 bytes, the lengths of its raw buffers (8 bytes each), one msgpack body that holds a *list* of
+A frame is a header of 18 bytes, the lengths of its raw buffers (8 bytes each), one msgpack body that holds a *list* of
 messages, then the raw buffers, which the messages refer to by index::
 
-    magic u16 | buffers u16 | body length u32 | sequence u32 | acknowledged u32 | length u64 … | body | buffer …
+    magic u16 | buffers u32 | body length u32 | sequence u32 | acknowledged u32 | length u64 … | body | buffer …
 
 ``sequence`` counts the frames of one direction of a session and ``acknowledged`` tells the last one received, for
 sessions that outlive a connection. Small frames are parsed in place in one receive buffer. A large buffer is received
@@ -22,7 +22,7 @@ from shoal.errors import LinkError
 from shoal.messages import Blob
 
 MAGIC: Final = 0x5348
-_HEADER: Final = struct.Struct("<HHIII")
+_HEADER: Final = struct.Struct("<HIIII")
 _EXT: Final = struct.Struct("<II")
 _BLOB_CODE: Final = 1
 #: Pieces from this size on are received into memory of their own.
@@ -33,6 +33,8 @@ HANDSHAKE_LIMIT: Final = 4096
 #: A peer that has proven the secret may send this much in one body and in one buffer.
 BODY_LIMIT: Final = 2**31
 BUFFER_LIMIT: Final = 2**40
+#: Buffers of one frame.
+COUNT_LIMIT: Final = 2**20
 
 Buffer = bytes | bytearray | memoryview
 
@@ -52,8 +54,8 @@ class Frame(msgspec.Struct, gc=False):
 
 def pack_frame(body: bytes, buffers: Sequence[Buffer] = (), sequence: int = 0, acknowledged: int = 0) -> list[Buffer]:
     """Return the pieces to write, in order; buffers are passed on as they are."""
-    if len(buffers) > 0xFFFF:
-        raise FramingError(f"a frame holds at most 65535 buffers, got {len(buffers)}")
+    if len(buffers) > COUNT_LIMIT or len(body) > BODY_LIMIT:
+        raise FramingError(f"{len(buffers)} buffers and {len(body)} bytes are more than one frame can hold")
     header = _HEADER.pack(MAGIC, len(buffers), len(body), sequence & 0xFFFFFFFF, acknowledged & 0xFFFFFFFF)
     if not buffers:
         return [header + body]
@@ -177,6 +179,8 @@ class FrameReader:
                 raise FramingError(f"a body of {body} bytes is over the limit of {self.body_limit}")
             if count and not self.buffer_limit:
                 raise FramingError("buffers are not allowed before the handshake")
+            if count > COUNT_LIMIT:
+                raise FramingError(f"{count} buffers are over the limit of {COUNT_LIMIT}")
             self._stage, self._need = (1, 8 * count) if count else (2, body)
         elif self._stage == 1:
             self._lengths = struct.unpack(f"<{self._head[1]}Q", piece)

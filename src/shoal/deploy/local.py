@@ -101,7 +101,6 @@ class LocalCluster:
             "sys_path": config.import_path(),
             "secret": self._secret.hex(),
             "silence_logs": int(silence_logs) or logging.INFO,
-            "runtime_directory": str(config.runtime_directory()),
             "host": where,
             "port": scheduler_port,
             "names": [str(number) for number in range(self.n_workers)],

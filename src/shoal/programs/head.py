@@ -11,10 +11,8 @@ import gc
 import json
 import logging
 import os
-import shutil
 import signal
 import sys
-import tempfile
 from typing import Any
 
 from shoal import config
@@ -22,6 +20,7 @@ from shoal.errors import StartError
 from shoal.programs.nanny import NannyProgram
 from shoal.programs.scheduler import SchedulerProgram
 from shoal.shell.loops import new_event_loop
+from shoal.shell.network import local_address
 
 
 def main() -> None:
@@ -49,19 +48,18 @@ async def _run(options: dict[str, Any], answer: int) -> None:
     orphaned = loop.create_task(pipe.read())
     orphaned.add_done_callback(lambda task: ended.set())
     secret = bytes.fromhex(options["secret"])
-    sockets = tempfile.mkdtemp(prefix="head-", dir=options["runtime_directory"])
     scheduler = SchedulerProgram(secret)
     nannies: list[NannyProgram] = []
     try:
         try:
-            local = f"unix://{sockets}/scheduler"
+            local = local_address()
             await scheduler.start([f"tcp://{options['host']}:{options['port']}", local])
             for name in options["names"]:
                 nanny = NannyProgram(
                     [local],
                     secret,
                     name,
-                    [f"tcp://{options['host']}:0", f"unix://{sockets}/{{id}}"],
+                    f"tcp://{options['host']}:0",
                     options["memory_limit"],
                     {"nthreads": options["nthreads"], "resources": options["resources"]},
                     options["env"],
@@ -81,7 +79,6 @@ async def _run(options: dict[str, Any], answer: int) -> None:
     finally:
         await asyncio.gather(*(nanny.close("the cluster closed") for nanny in nannies))
         await scheduler.close("the cluster closed")
-        shutil.rmtree(sockets, ignore_errors=True)
         orphaned.cancel()
 
 

@@ -31,7 +31,7 @@ from shoal.messages import RegisterNanny, ToNanny
 from shoal.programs.calls import call_user
 from shoal.shell.driver import Driver
 from shoal.shell.link import Identity, Link
-from shoal.shell.network import dial
+from shoal.shell.network import dial, local_address
 from shoal.shell.recorder import Recorder
 
 logger = logging.getLogger("shoal.nanny")
@@ -50,7 +50,7 @@ class NannyProgram:
     name, memory_limit
         Of the worker.
     listen
-        Where the worker listens; ``{id}`` stands for a fresh number.
+        Where the worker listens, beside an address that only this machine reaches.
     worker_options
         Handed to the worker.
     env
@@ -62,7 +62,7 @@ class NannyProgram:
         scheduler: list[str],
         secret: bytes,
         name: str,
-        listen: list[str],
+        listen: str,
         memory_limit: int = 0,
         worker_options: dict[str, Any] | None = None,
         env: dict[str, str] | None = None,
@@ -160,7 +160,7 @@ class NannyProgram:
         options = {
             "scheduler": self.scheduler,
             "secret": self._secret.hex(),
-            "listen": [address.format(id=uuid4().hex[:12]) for address in self.listen],
+            "listen": [self.listen, local_address()],
             "name": self.name,
             "slot": self.id,
             "memory_limit": self.memory_limit,

@@ -7,7 +7,6 @@ async with Scheduler() as scheduler, Nanny(scheduler.address), Client(scheduler.
 from __future__ import annotations
 
 import asyncio
-import tempfile
 from collections.abc import Generator
 from html import escape
 from pathlib import Path
@@ -20,6 +19,7 @@ from shoal.programs.nanny import NannyProgram
 from shoal.programs.scheduler import SchedulerProgram
 from shoal.programs.worker import WorkerProgram
 from shoal.security import read_scheduler_file, secret_of, write_scheduler_file
+from shoal.shell.network import local_address
 
 
 class Server:
@@ -28,7 +28,6 @@ class Server:
     def __init__(self) -> None:
         self.status = "created"
         self.program: Any = None
-        self._sockets: tempfile.TemporaryDirectory[str] | None = None
 
     async def _launch(self) -> None:
         raise NotImplementedError
@@ -53,12 +52,6 @@ class Server:
             self.status = "running"
         return self
 
-    def _local_address(self) -> str:
-        """An address on this machine that only its user can reach; ``{id}`` stands for a fresh name."""
-        if self._sockets is None:
-            self._sockets = tempfile.TemporaryDirectory(prefix="server-", dir=config.runtime_directory())
-        return f"unix://{self._sockets.name}/{{id}}"
-
     @property
     def address(self) -> str:
         """Where others reach it."""
@@ -77,8 +70,6 @@ class Server:
         if self.program is not None:
             await self.program.close(self.program.reason or reason)
             self.program.finished.set()
-        if self._sockets is not None:
-            self._sockets.cleanup()
 
     def __await__(self) -> Generator[Any, None, Self]:
         return self.start().__await__()
@@ -125,8 +116,7 @@ class Scheduler(Server):
 
     async def _launch(self) -> None:
         self.program = SchedulerProgram(self._secret)
-        local = self._local_address().format(id="scheduler")
-        await self.program.start([self._listen, local])
+        await self.program.start([self._listen, local_address()])
         if self._scheduler_file is not None:
             write_scheduler_file(self._scheduler_file, "Scheduler", self.program.addresses, self._secret)
 
@@ -177,7 +167,7 @@ class _Joining(Server):
         self.memory_limit = config.memory_limit(memory_limit, self.nthreads)
         self.resources = resources
         self.name = str(name) if name is not None else f"{config.host_name()}-{uuid4().hex[:8]}"
-        self._listen = [f"tcp://{host or '127.0.0.1'}:{port}"]
+        self._listen = f"tcp://{host or '127.0.0.1'}:{port}"
 
 
 class Worker(_Joining):
@@ -212,8 +202,7 @@ class Worker(_Joining):
             memory_limit=self.memory_limit,
             resources=self.resources,
         )
-        listen = [*self._listen, self._local_address()]
-        await self.program.start([one.format(id=uuid4().hex[:12]) for one in listen])
+        await self.program.start([self._listen, local_address()])
 
     @property
     def address(self) -> str:
@@ -243,7 +232,7 @@ class Nanny(_Joining):
             self.scheduler,
             self._secret,
             self.name,
-            [*self._listen, self._local_address()],
+            self._listen,
             self.memory_limit,
             {"nthreads": self.nthreads, "resources": self.resources},
             self._env,

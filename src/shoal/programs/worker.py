@@ -23,11 +23,13 @@ from shoal.messages import (
     Heartbeat,
     PutData,
     RegisterWorker,
+    Returned,
     ToPeer,
     ToWorker,
     WorkerRegistered,
 )
 from shoal.programs.calls import call_user
+from shoal.shell import direct
 from shoal.shell.areas import AREAS
 from shoal.shell.current import Home
 from shoal.shell.driver import Driver
@@ -98,6 +100,8 @@ class WorkerProgram:
         self._link: Link | None = None
         self._servers: list[Server] = []
         self._inbound: set[Link] = set()
+        #: Payloads that peers are reading from this process's memory, by their link and the number of the request.
+        self._lent: dict[tuple[Link, int], list[Any]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._heartbeat: asyncio.TimerHandle | None = None
 
@@ -131,6 +135,8 @@ class WorkerProgram:
 
     def _on_peer_closed(self, link: Link, reason: str) -> None:
         self._inbound.discard(link)
+        for lent in [lent for lent in self._lent if lent[0] is link]:
+            del self._lent[lent]
 
     def _on_messages(self, link: Link, messages: list[Any]) -> None:
         for message in messages:
@@ -193,9 +199,7 @@ class WorkerProgram:
 
     async def _fetch(self, effect: Fetch) -> None:
         try:
-            answer = await self._peers.request(
-                effect.peer, effect.addresses, lambda rid: GetData(rid, effect.keys, effect.max_bytes)
-            )
+            answer = await self._peers.get(effect.peer, effect.addresses, effect.keys, effect.max_bytes)
         except LinkError as error:
             self.driver.push(FetchFailed(effect.peer, effect.keys, str(error)))
             return
@@ -208,7 +212,10 @@ class WorkerProgram:
     def _on_peer_messages(self, link: Link, messages: list[Any]) -> None:
         for message in messages:
             if isinstance(message, GetData):
-                link.send(self._read(message))
+                link.send(self._read(link, message))
+            elif isinstance(message, Returned):
+                self._lent.pop((link, message.lent), None)
+                link.send(Answer(message.rid, "OK"))
             elif isinstance(message, PutData):
                 items = []
                 for key, payload in message.items.items():
@@ -219,7 +226,7 @@ class WorkerProgram:
             elif isinstance(message, Bye):
                 link.close()
 
-    def _read(self, message: GetData) -> Data:
+    def _read(self, link: Link, message: GetData) -> Data:
         answer = Data(message.rid, {}, [], {})
         size = 0
         for key in message.keys:
@@ -233,8 +240,13 @@ class WorkerProgram:
             except SerializationError as error:
                 answer.errors[key] = str(error)
                 continue
-            size += payload_nbytes(payload)
-            answer.items[key] = payload
+            nbytes = payload_nbytes(payload)
+            size += nbytes
+            if message.direct and nbytes >= direct.SMALLEST:
+                self._lent.setdefault((link, message.rid), []).append(payload)
+                answer.lent[key] = direct.describe(payload.frames)
+            else:
+                answer.items[key] = payload
         return answer
 
     async def close(self, reason: str = "closed") -> None:

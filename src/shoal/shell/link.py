@@ -12,15 +12,18 @@ import secrets
 from collections.abc import Callable
 from typing import Any
 
-from shoal.core.framing import FrameReader, pack_frame
+from shoal.core.framing import COUNT_LIMIT, FrameReader, pack_frame
 from shoal.core.session import NONCE_BYTES, Session
 from shoal.errors import HandshakeError, LinkClosedError, LinkError
+from shoal.shell import direct
 from shoal.shell.areas import AREAS
 
 logger = logging.getLogger("shoal.link")
 
 #: Seconds that a handshake may take.
 HANDSHAKE_TIMEOUT = 10.0
+#: Bytes of messages from which on what was said in one turn is written in several frames.
+FRAME_BYTES = 64 << 20
 
 
 class Identity:
@@ -72,6 +75,8 @@ class Link(asyncio.BufferedProtocol):
         self._reason = ""
         self._timer: asyncio.TimerHandle | None = None
         self.address = ""
+        #: The process at the other end, where its memory may be read from here.
+        self.peer_process: int | None = None
         #: Resolved once the handshake is through, or failed with its reason.
         self.ready: asyncio.Future[Link] = self.loop.create_future()
         self.ready.add_done_callback(lambda future: future.cancelled() or future.exception())
@@ -92,6 +97,7 @@ class Link(asyncio.BufferedProtocol):
         self._transport = transport
         peer = transport.get_extra_info("peername")
         self.address = f"{peer[0]}:{peer[1]}" if isinstance(peer, tuple) else "local socket"
+        self.peer_process = direct.peer_process(transport)
         self._timer = self.loop.call_later(HANDSHAKE_TIMEOUT, self._give_up, "the handshake took too long")
         if self.session.dialling:
             self._write(*self.session.hello())
@@ -161,7 +167,16 @@ class Link(asyncio.BufferedProtocol):
             self._out.clear()
             return
         out, self._out = self._out, []
-        self._write(*self.session.encode(out))
+        self._write_all(out)
+
+    def _write_all(self, messages: list[Any]) -> None:
+        body, buffers = self.session.encode(messages)
+        if len(messages) > 1 and (len(body) > FRAME_BYTES or len(buffers) > COUNT_LIMIT):
+            middle = len(messages) // 2
+            self._write_all(messages[:middle])
+            self._write_all(messages[middle:])
+        else:
+            self._write(body, buffers)
 
     def _write(self, body: bytes, buffers: list[Any]) -> None:
         for piece in pack_frame(body, buffers):

@@ -1,14 +1,17 @@
-"""Listening and dialling: ``tcp://host:port``, ``unix:///path`` and ``inproc://name``. TLS will be another scheme."""
+"""Listening and dialling: ``tcp://host:port``, ``unix:///path`` or ``unix://@name``, and ``inproc://name``.
+
+TLS will be another scheme.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import ipaddress
-import os
 import socket
 from collections.abc import Callable
 from time import monotonic
 from typing import Any, Protocol
+from uuid import uuid4
 
 from shoal.core.framing import FramingError
 from shoal.errors import ConfigurationError, ConnectError, HandshakeError
@@ -35,6 +38,27 @@ def split_address(address: str) -> tuple[str, str, int]:
     if scheme != "tcp" or not colon or not port.isdigit() or int(port) > 65535:
         raise ConfigurationError(f"{address!r} is no address; write tcp://host:port, unix:///path or inproc://name")
     return scheme, host.strip("[]"), int(port)
+
+
+def local_address() -> str:
+    """A fresh address on this machine: a socket without a file, so that nothing is left of it after a crash."""
+    return f"unix://@shoal-{uuid4().hex}"
+
+
+def _local_socket(path: str, listening: bool = False) -> socket.socket:
+    """A local socket that is bound to ``path``, or connected to who is."""
+    found = socket.socket(socket.AF_UNIX)
+    name = "\0" + path[1:] if path.startswith("@") else path
+    try:
+        if listening:
+            found.bind(name)
+        else:
+            found.setblocking(False)
+            found.connect(name)
+    except OSError:
+        found.close()
+        raise
+    return found
 
 
 def is_loopback(host: str) -> bool:
@@ -79,7 +103,7 @@ async def listen(address: str, make: Callable[[], Link], secret: bytes) -> tuple
         name = host or memory.fresh_name()
         return memory.listen(name, make), f"inproc://{name}"
     if scheme == "unix":
-        return await loop.create_unix_server(make, host), address
+        return await loop.create_unix_server(make, sock=_local_socket(host, listening=True)), address
     if not secret and not is_loopback(host):
         raise ConfigurationError(f"refused to listen at {address} without a secret: anybody there could run code")
     try:
@@ -109,9 +133,6 @@ async def dial(addresses: list[str], make: Callable[[], Link], timeout: float) -
     while True:
         for address in nearest:
             scheme, host, port = split_address(address)
-            if scheme == "unix" and not os.path.exists(host):  # noqa: ASYNC240 (one stat of a local socket)
-                last = f"{host} does not exist"
-                continue
             left = max(0.05, timeout - (monotonic() - started))
             try:
                 async with asyncio.timeout(left):
@@ -119,7 +140,7 @@ async def dial(addresses: list[str], make: Callable[[], Link], timeout: float) -
                     if scheme == "inproc":
                         pair = (None, memory.dial(host, make))
                     elif scheme == "unix":
-                        pair = await loop.create_unix_connection(make, host)
+                        pair = await loop.create_unix_connection(make, sock=_local_socket(host))
                     else:
                         pair = await loop.create_connection(make, host, port)
                     return await asyncio.shield(pair[1].ready)

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 from typing import Any
 
 from shoal.errors import LinkClosedError
+from shoal.messages import Blob, Data, GetData, Returned
+from shoal.shell import direct
+from shoal.shell.areas import AREAS
 from shoal.shell.link import Identity, Link
 from shoal.shell.network import dial
+
+logger = logging.getLogger("shoal.peers")
 
 #: Seconds to try to reach a peer before it counts as unreachable.
 CONNECT_TIMEOUT = 5.0
@@ -22,6 +28,8 @@ class PeerPool:
         self._links: dict[str, asyncio.Task[Link]] = {}
         self._waiting: dict[int, tuple[Link, asyncio.Future[Any]]] = {}
         self._rid = 0
+        #: Peers whose memory the kernel does not let us read.
+        self._not_direct: set[str] = set()
 
     async def request(self, peer: str, addresses: list[str], make: Callable[[int], Any]) -> Any:
         """Send the message that ``make(rid)`` returns and wait for its answer.
@@ -31,10 +39,7 @@ class PeerPool:
         LinkError
             If the peer cannot be reached, or its link breaks before it answered.
         """
-        opening = self._links.get(peer)
-        if opening is None or (opening.done() and (opening.exception() or opening.result().closed)):
-            opening = self._links[peer] = asyncio.get_running_loop().create_task(self._open(addresses))
-        link = await asyncio.shield(opening)
+        link = await self._link(peer, addresses)
         self._rid += 1
         rid = self._rid
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
@@ -44,6 +49,43 @@ class PeerPool:
             return await future
         finally:
             self._waiting.pop(rid, None)
+
+    async def _link(self, peer: str, addresses: list[str]) -> Link:
+        opening = self._links.get(peer)
+        if opening is None or (opening.done() and (opening.exception() or opening.result().closed)):
+            opening = self._links[peer] = asyncio.get_running_loop().create_task(self._open(addresses))
+        return await asyncio.shield(opening)
+
+    async def get(self, peer: str, addresses: list[str], keys: list[str], max_bytes: int = 0) -> Data:
+        """Ask a worker for values; large ones on this machine are read from its memory.
+
+        Raises
+        ------
+        LinkError
+            If the peer cannot be reached, or its link breaks before it answered.
+        """
+        link = await self._link(peer, addresses)
+        pid = None if peer in self._not_direct else link.peer_process
+        answer: Data = await self.request(peer, addresses, lambda rid: GetData(rid, keys, max_bytes, pid is not None))
+        if not answer.lent:
+            return answer
+        assert pid is not None
+        try:
+            found = {}
+            for key, (data, *places) in answer.lent.items():
+                frames = [data]
+                for address, nbytes in places:
+                    frames.append(AREAS.allocate(nbytes))
+                    await direct.read(pid, address, frames[-1])
+                found[key] = Blob(frames)
+        except OSError as error:
+            logger.info("memory of %s cannot be read, its values go over the link: %s", peer, error)
+            self._not_direct.add(peer)
+            await self.request(peer, addresses, lambda rid: Returned(rid, answer.rid))
+            return await self.get(peer, addresses, keys, max_bytes)
+        await self.request(peer, addresses, lambda rid: Returned(rid, answer.rid))
+        answer.items.update(found)
+        return answer
 
     async def _open(self, addresses: list[str]) -> Link:
         return await dial(

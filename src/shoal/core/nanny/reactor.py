@@ -58,7 +58,7 @@ class NannyCore:
         self.start_timeout, self.crash_limit = start_timeout, crash_limit
         self.state = ChildState.DOWN
         self.incarnation = 0
-        self.worker = ""
+        self.worker = self.address = ""
         self.restarts = 0
         #: Why the process is being ended, once that is so.
         self.reason = ""
@@ -104,7 +104,7 @@ class NannyCore:
     def _start(self, now: float) -> None:
         self._advance(ChildEvent.START)
         self.incarnation += 1
-        self.worker = self.reason = self._failure = ""
+        self.worker = self.address = self.reason = self._failure = ""
         self._due = now + self.start_timeout
         self._effects.append(Spawn(self.incarnation))
 
@@ -141,7 +141,7 @@ class NannyCore:
     def _on_ready(self, event: ChildReady) -> None:
         if event.incarnation == self.incarnation and self.state is ChildState.STARTING:
             self._advance(ChildEvent.READY)
-            self.worker = event.worker
+            self.worker, self.address = event.worker, event.address
             self._failed_starts = 0
             self._due = None
 
@@ -149,7 +149,10 @@ class NannyCore:
         never_up = self.state is ChildState.STARTING
         reason = self.reason or self._failure or describe_exit(event.exitcode, event.signal)
         self._advance(ChildEvent.EXIT_FOR_GOOD if self._closing else ChildEvent.EXIT)
-        self._effects.append(Send("", WorkerDied(self.worker, reason, event.running, self._closing, not self._closing)))
+        closing = self._closing
+        self._effects.append(
+            Send("", WorkerDied(self.worker, reason, event.running, closing, not closing, self.address))
+        )
         if self._closing:
             self._due = None
             self._effects.append(Stop(reason))

@@ -574,7 +574,7 @@ class SchedulerCore:
                     self._remove_worker(worker, message.reason, message.expected, message.running)
                 elif not message.expected:
                     self._log(WARNING, f"worker {nanny.name} died: {message.reason}")
-                    self._blame(nanny.name, message.worker, message.reason, message.running)
+                    self._blame(nanny.name, message.address or message.worker, message.reason, message.running)
             case WorkerGaveUp():
                 self._log(ERROR, f"nanny {nanny.name} gave up: {message.reason}")
             case Answer():
