@@ -1,6 +1,6 @@
 """A census of Python source: parse every file, count, reduce in a tree, rank who is imported most.
 
-python examples/census.py [--workers N] [--path DIR] [--chaos]
+python examples/census.py [--workers N] [--path DIR] [--chaos] [--check]
 """
 
 from __future__ import annotations
@@ -18,13 +18,16 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import dask
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from shoal import Client, LocalCluster
+from shoal import Client, LocalCluster, as_completed
 
 Census = dict[str, Counter]
+#: Files that are parsed and added up together, and totals that are added up at once.
+GROUP, BRANCHES = 32, 16
 
 
 def parse(path: str) -> Census:
@@ -98,19 +101,48 @@ def kill_now_and_then(client: Client, stop: threading.Event, killed: list[int]) 
 
 
 def census(client: Client, files: list[str], progress: Progress) -> tuple[Any, int]:
-    """Submit the whole graph, show how far it is, and return the totals and the number of tasks."""
-    leaves = client.map(parse, files, retries=2)
-    level, inner = list(leaves), []
-    while len(level) > 1:
-        level = [client.submit(merge, level[i : i + 16]) for i in range(0, len(level), 16)]
-        inner += level
-    ranking = client.submit(rank, level[0])
-    bar = progress.add_task("parsing", total=len(leaves))
-    while not ranking.done():
-        progress.update(bar, completed=sum(leaf.done() for leaf in leaves))
-        time.sleep(0.1)
-    progress.update(bar, completed=len(leaves))
-    return client.gather((level[0], ranking)), len(leaves) + len(inner) + 1
+    """Parse and add up in groups, add up the groups in a tree, rank; return the answer and the number of tasks.
+
+    Each total comes back to this process as soon as it is there, so that a worker that dies costs the groups that it
+    had in hand, and not what was finished before.
+    """
+    bar = progress.add_task("parsing", total=len(files))
+    sizes: dict[str, int] = {}
+    totals = as_completed(with_results=True)
+    for number, at in enumerate(range(0, len(files), GROUP)):
+        group = files[at : at + GROUP]
+        leaves = client.map(parse, group, retries=2, priority=-number)
+        total = client.submit(merge, leaves, priority=-number)
+        sizes[total.key] = len(group)
+        totals.add(total)
+    tasks = len(files) + len(sizes) + 1
+    parts: list[Census] = []
+    for total, part in totals:
+        progress.advance(bar, sizes.get(total.key, 0))
+        parts.append(part)
+        if len(parts) == BRANCHES:
+            totals.add(client.submit(merge, parts, priority=1))
+            tasks, parts = tasks + 1, []
+    whole = client.submit(merge, parts)
+    return client.gather((whole, client.submit(rank, whole))), tasks + 1
+
+
+def alone(files: list[str], progress: Progress) -> tuple[Any, float]:
+    """The same in this one process; return what the cluster must find too, and the seconds that it took."""
+    started = time.perf_counter()
+    bar = progress.add_task("in one process", total=len(files))
+    totals = merge([])
+    for file in files:
+        part = parse(file)
+        for name, counter in part.items():
+            totals[name].update(counter)
+        progress.advance(bar)
+    return (totals, rank(totals)), time.perf_counter() - started
+
+
+def bytes_moved(dask_worker: Any) -> int:
+    """Bytes of results that a worker got from others."""
+    return dask_worker.bytes_in
 
 
 def main() -> None:
@@ -118,16 +150,16 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=os.cpu_count())
     parser.add_argument("--path", type=Path, action="append", help="where to look (default: what Python has installed)")
     parser.add_argument("--chaos", action="store_true", help="kill a worker process every second")
+    parser.add_argument("--check", action="store_true", help="also do all of it in one process, and compare")
     options = parser.parse_args()
     console = Console()
     paths = options.path or [Path(sysconfig.get_path("stdlib")), Path(sysconfig.get_path("purelib"))]
     files = find(paths)
     if not files:
         raise SystemExit(f"no Python files below {', '.join(map(str, paths))}")
-    sample = files[:: max(1, len(files) // 300)]
-    started = time.perf_counter()
-    merge([parse(file) for file in sample])
-    alone = (time.perf_counter() - started) / len(sample) * len(files)
+    if options.chaos:
+        # A large file takes seconds, and may be hit again and again: that is nothing against the file.
+        dask.config.set({"distributed.scheduler.allowed-failures": 1000})
     with (
         LocalCluster(n_workers=options.workers, threads_per_worker=1, silence_logs=40) as cluster,
         Client(cluster) as client,
@@ -139,8 +171,13 @@ def main() -> None:
         started = time.perf_counter()
         with Progress(*columns, console=console) as progress:
             (totals, ranking), tasks = census(client, files, progress)
-        wall = time.perf_counter() - started
-        stop.set()
+            wall = time.perf_counter() - started
+            stop.set()
+            client.wait_for_workers(options.workers, timeout=60)
+            moved = sum(client.run(bytes_moved).values())
+            sample = files if options.check else files[:: max(1, len(files) // 300)]
+            expected, seconds = alone(sample, progress)
+            single = seconds * len(files) / len(sample)
     constructs = Table("construct", "count", title=f"{totals['counts']['files']:,} files")
     for name, count in totals["counts"].most_common(12):
         constructs.add_row(name, f"{count:,}")
@@ -152,11 +189,18 @@ def main() -> None:
     figures.add_row("tasks per second", f"{tasks / wall:,.0f}")
     figures.add_row("workers", str(options.workers))
     figures.add_row("wall time", f"{wall:.1f} s")
-    figures.add_row("in one process (from a sample)", f"{alone:.1f} s, {alone / wall:.1f}x")
+    figures.add_row("bytes moved between workers", f"{moved / 1e6:,.1f} MB")
+    kind = "all files" if options.check else "from a sample"
+    figures.add_row(f"in one process ({kind})", f"{single:.1f} s, {single / wall:.1f}x")
     if options.chaos:
         figures.add_row("worker processes killed", str(len(killed)))
+    if options.check:
+        same = (totals, ranking) == expected
+        figures.add_row("same answer as in one process", "yes" if same else "NO")
     for table in (constructs, ranks, figures):
         console.print(table)
+    if options.check and not same:
+        raise SystemExit("the cluster's answer differs from that of one process")
 
 
 if __name__ == "__main__":

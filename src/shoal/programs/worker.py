@@ -100,6 +100,8 @@ class WorkerProgram:
         self._link: Link | None = None
         self._servers: list[Server] = []
         self._inbound: set[Link] = set()
+        #: Bytes of values that came from peers and clients, and that went to them.
+        self.bytes_in = self.bytes_out = 0
         #: Payloads that peers are reading from this process's memory, by their link and the number of the request.
         self._lent: dict[tuple[Link, int], list[Any]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -166,6 +168,8 @@ class WorkerProgram:
             "executing": self.core.slots.n_running,
             "in_memory": len(self.store),
             "executed": self.core.executed,
+            "bytes_in": self.bytes_in,
+            "bytes_out": self.bytes_out,
         }
 
     def _perform(self, effect: Effect) -> None:
@@ -203,11 +207,18 @@ class WorkerProgram:
         except LinkError as error:
             self.driver.push(FetchFailed(effect.peer, effect.keys, str(error)))
             return
-        got = []
-        for key, payload in answer.items.items():
-            self.store.put(key, Pickled(payload))
-            got.append((key, payload_nbytes(payload), ""))
+        got = self._keep(answer.items)
         self.driver.push(FetchDone(effect.peer, got, answer.missing, answer.errors))
+
+    def _keep(self, items: dict[str, Any]) -> list[tuple[str, int, str]]:
+        """Store values that came from elsewhere; return their keys and sizes as the core wants them."""
+        kept = []
+        for key, payload in items.items():
+            self.store.put(key, Pickled(payload))
+            nbytes = payload_nbytes(payload)
+            self.bytes_in += nbytes
+            kept.append((key, nbytes, ""))
+        return kept
 
     def _on_peer_messages(self, link: Link, messages: list[Any]) -> None:
         for message in messages:
@@ -217,11 +228,7 @@ class WorkerProgram:
                 self._lent.pop((link, message.lent), None)
                 link.send(Answer(message.rid, "OK"))
             elif isinstance(message, PutData):
-                items = []
-                for key, payload in message.items.items():
-                    self.store.put(key, Pickled(payload))
-                    items.append((key, payload_nbytes(payload), ""))
-                self.driver.push(PutDone(message.client, items))
+                self.driver.push(PutDone(message.client, self._keep(message.items)))
                 link.send(Answer(message.rid, "OK"))
             elif isinstance(message, Bye):
                 link.close()
@@ -242,6 +249,7 @@ class WorkerProgram:
                 continue
             nbytes = payload_nbytes(payload)
             size += nbytes
+            self.bytes_out += nbytes
             if message.direct and nbytes >= direct.SMALLEST:
                 self._lent.setdefault((link, message.rid), []).append(payload)
                 answer.lent[key] = direct.describe(payload.frames)
