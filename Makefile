@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet -c constraints.txt
 
-.PHONY: help demo test lint clean
+.PHONY: help demo test lint bench clean
 
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -32,5 +32,14 @@ lint: .stamp-lint  ## style, types and layers
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 
+# The peers are installed for this alone, beside the rest.
+.stamp-bench: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-bench
+	.venv-bench/bin/python -m pip install --quiet -c constraints.txt -e ".[bench]"
+	@touch $@
+
+bench: .stamp-bench  ## shoal and its peers, the same work in one run
+	.venv-bench/bin/python benchmarks/compare.py --output benchmarks/results $(ARGS)
+
 clean:  ## remove what the other targets made
-	rm -rf $(VENV) .stamp-* .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) .venv-bench .stamp-* .mypy_cache .ruff_cache .pytest_cache

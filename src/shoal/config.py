@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import json
 import os
+import re
 import secrets
 import sys
 import warnings
@@ -138,11 +139,8 @@ def nbytes(value: Any, name: str) -> int:
 
 
 def _split_unit(text: str) -> tuple[str, str]:
-    text = text.strip().replace(" ", "")
-    cut = len(text)
-    while cut and text[cut - 1].isalpha():
-        cut -= 1
-    return text[:cut], text[cut:]
+    found = re.fullmatch(r"\s*([0-9.]*(?:[eE][+-]?[0-9]+)?|inf)\s*([a-zA-Z]*)\s*", text)
+    return (found[1], found[2]) if found else ("none", "")
 
 
 def memory_limit(value: Any, nthreads: int = 1, name: str = "memory_limit") -> int:

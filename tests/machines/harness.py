@@ -10,7 +10,7 @@ from shoal.core.effects import CancelRun, Drop, Fetch, Run, Send
 from shoal.core.events import Event, FetchDone, LinkLost, LinkOpened, Outcome, Outcomes, Received
 from shoal.core.framing import Codec
 from shoal.core.scheduler.reactor import SchedulerCore
-from shoal.core.scheduler.state import Settings
+from shoal.core.scheduler.settings import Settings
 from shoal.core.worker.reactor import WorkerCore
 from shoal.messages import INBOUND, OUTBOUND, Options, RegisterClient, RegisterWorker, Submit, TaskError, TaskSpec
 

@@ -11,7 +11,7 @@ from shoal import config
 from shoal.core.effects import CallUser, CloseLink, Effect, Log, Send, Stop
 from shoal.core.events import CallDone, LinkLost, LinkOpened, Received
 from shoal.core.scheduler.reactor import SchedulerCore
-from shoal.core.scheduler.state import Settings
+from shoal.core.scheduler.settings import Settings
 from shoal.messages import INBOUND
 from shoal.programs.calls import call_user
 from shoal.shell.driver import Driver

@@ -63,6 +63,7 @@ class NannyCore:
         #: Why the process is being ended, once that is so.
         self.reason = ""
         self._failure = ""
+        self._was_up = False
         self._closing = False
         self._failed_starts = 0
         self._due: float | None = None
@@ -104,6 +105,7 @@ class NannyCore:
     def _start(self, now: float) -> None:
         self._advance(ChildEvent.START)
         self.incarnation += 1
+        self._was_up = False
         self.worker = self.address = self.reason = self._failure = ""
         self._due = now + self.start_timeout
         self._effects.append(Spawn(self.incarnation))
@@ -142,11 +144,12 @@ class NannyCore:
         if event.incarnation == self.incarnation and self.state is ChildState.STARTING:
             self._advance(ChildEvent.READY)
             self.worker, self.address = event.worker, event.address
+            self._was_up = True
             self._failed_starts = 0
             self._due = None
 
     def _on_exit(self, event: ChildExited, now: float) -> None:
-        never_up = self.state is ChildState.STARTING
+        never_up = not self._was_up
         reason = self.reason or self._failure or describe_exit(event.exitcode, event.signal)
         self._advance(ChildEvent.EXIT_FOR_GOOD if self._closing else ChildEvent.EXIT)
         closing = self._closing

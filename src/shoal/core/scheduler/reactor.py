@@ -15,8 +15,9 @@ from shoal.core.events import CallDone, Due, Event, LinkLost, LinkOpened, Receiv
 from shoal.core.scheduler import info
 from shoal.core.scheduler.calls import PendingCalls, PendingRestart
 from shoal.core.scheduler.invariants import check
-from shoal.core.scheduler.roster import ClientRecord, NannyRecord, WorkerRecord
-from shoal.core.scheduler.state import FunctionRecord, SchedulerState, Settings
+from shoal.core.scheduler.roster import ClientRecord, FunctionRecord, NannyRecord, WorkerRecord
+from shoal.core.scheduler.settings import Settings
+from shoal.core.scheduler.state import SchedulerState
 from shoal.core.scheduler.task import Task, TaskState
 from shoal.errors import ShoalError
 from shoal.ids import ClientId, SlotId, WorkerId

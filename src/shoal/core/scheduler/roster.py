@@ -177,3 +177,14 @@ class NannyRecord:
 
     def __repr__(self) -> str:
         return f"<Nanny {self.name} worker={self.worker}>"
+
+
+class FunctionRecord:
+    """A function in its pickled form, kept while a client may refer to it or a task needs it."""
+
+    __slots__ = ("clients", "n_tasks", "payload")
+
+    def __init__(self, payload: Any) -> None:
+        self.payload = payload
+        self.clients: set[ClientId] = set()
+        self.n_tasks = 0

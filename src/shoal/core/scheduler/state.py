@@ -11,10 +11,18 @@ from __future__ import annotations
 from collections import deque
 from typing import Any, Final
 
-from shoal.core.effects import Effect, Send
 from shoal.core.scheduler import placement
+from shoal.core.scheduler.outbox import Outbox
 from shoal.core.scheduler.queues import OpenWorkers, TaskQueue
-from shoal.core.scheduler.roster import WORKER, ClientRecord, NannyRecord, WorkerEvent, WorkerRecord, WorkerState
+from shoal.core.scheduler.roster import (
+    WORKER,
+    ClientRecord,
+    FunctionRecord,
+    NannyRecord,
+    WorkerEvent,
+    WorkerRecord,
+)
+from shoal.core.scheduler.settings import Settings
 from shoal.core.scheduler.task import TASK, Task, TaskEvent, TaskPrefix, TaskState
 from shoal.ids import ClientId, SlotId, WorkerId, key_prefix
 from shoal.messages import (
@@ -22,7 +30,6 @@ from shoal.messages import (
     ComputeTask,
     Dep,
     Done,
-    FreeKeys,
     KeyErred,
     KeysCancelled,
     KeysDone,
@@ -33,63 +40,19 @@ from shoal.messages import (
     TaskSpec,
 )
 
-
-class Settings:
-    """What the configuration says, as the cores need it: plain values, read once."""
-
-    __slots__ = (
-        "allowed_failures", "backlog", "bandwidth", "durations", "heartbeat_interval", "saturation", "story_length",
-        "unknown_duration", "validate", "worker_ttl",
-    )  # fmt: skip
-
-    def __init__(
-        self,
-        allowed_failures: int = 3,
-        saturation: float = 1.1,
-        backlog: float = 0.02,
-        bandwidth: float = 100e6,
-        unknown_duration: float = 0.5,
-        durations: dict[str, float] | None = None,
-        worker_ttl: float | None = 300.0,
-        heartbeat_interval: float = 1.0,
-        story_length: int = 100_000,
-        validate: bool = False,
-    ) -> None:
-        self.allowed_failures = allowed_failures
-        self.saturation = saturation
-        self.backlog = backlog
-        self.bandwidth = bandwidth
-        self.unknown_duration = unknown_duration
-        self.durations = durations or {}
-        self.worker_ttl = worker_ttl
-        self.heartbeat_interval = heartbeat_interval
-        self.story_length = story_length
-        self.validate = validate
-
-
 #: Tasks that a worker is given before their inputs are computed there.
 AHEAD_MOST: Final = 256
-
-
-class FunctionRecord:
-    """A function in its pickled form, kept while a client may refer to it or a task needs it."""
-
-    __slots__ = ("clients", "n_tasks", "payload")
-
-    def __init__(self, payload: Any) -> None:
-        self.payload = payload
-        self.clients: set[ClientId] = set()
-        self.n_tasks = 0
 
 
 def _lost_error(key: str) -> TaskError:
     return TaskError(None, None, f"LostDataError: its input {key!r} was scattered and its last copy is gone")
 
 
-class SchedulerState:
+class SchedulerState(Outbox):
     """Tasks, workers, nannies, clients, and their indexes."""
 
     def __init__(self, settings: Settings) -> None:
+        super().__init__()
         self.settings = settings
         self.bandwidth = settings.bandwidth
         self.tasks: dict[str, Task] = {}
@@ -115,7 +78,6 @@ class SchedulerState:
         self._loose: list[Task] = []
         #: Waiting tasks that may perhaps be assigned ahead of time.
         self._hopeful: list[Task] = []
-        self._speakers: dict[WorkerRecord | ClientRecord, None] = {}
 
     # -------------------------------------------------------------------------------------------- transitions
 
@@ -488,9 +450,7 @@ class SchedulerState:
         worker.state = WORKER.advance(worker.state, WorkerEvent.REMOVE, worker.id)
         del self.workers[worker.id]
         self.total_nthreads -= worker.nthreads
-        worker.out.clear()
-        worker.out_free.clear()
-        self._speakers.pop(worker, None)
+        self.silence(worker)
         worker.postponed = None
         assigned = [task for task in sorted(worker.processing) if not task.n_waiting]
         for task in tuple(worker.processing):
@@ -603,7 +563,7 @@ class SchedulerState:
             options.resources if options is not None else None,
         )
         if task.key in worker.out_free:
-            self._flush_free(worker)
+            self.flush_free(worker)
         out = worker.out
         if out and type(out[-1]) is Compute:
             message = out[-1]
@@ -626,37 +586,3 @@ class SchedulerState:
                 record = self.workers.get(WorkerId(holder))
                 if record is not None:
                     peers[holder] = record.addresses
-
-    # -------------------------------------------------------------------------------------------- messages
-
-    def free(self, worker: WorkerRecord, key: str) -> None:
-        """Have ``worker`` drop ``key``: the result, the copy, the assignment."""
-        if worker.state is not WorkerState.LEFT:
-            worker.out_free[key] = None
-            self._speakers[worker] = None
-
-    def _flush_free(self, worker: WorkerRecord) -> None:
-        if worker.out_free:
-            worker.out.append(FreeKeys(list(worker.out_free)))
-            worker.out_free.clear()
-
-    def tell(self, peer: WorkerRecord | ClientRecord, message: Any) -> None:
-        """Put ``message`` in line for ``peer``; it leaves when the turn ends."""
-        peer.out.append(message)
-        self._speakers[peer] = None
-
-    def tell_keys(self, client: ClientRecord, kind: type[KeysRestarted], key: str) -> None:
-        """As :meth:`tell`, joining a message of the same kind that stands last."""
-        if client.out and type(client.out[-1]) is kind:
-            client.out[-1].keys.append(key)
-        else:
-            self.tell(client, kind([key]))
-
-    def flush(self, effects: list[Effect]) -> None:
-        """Move the messages of this turn into ``effects``."""
-        for peer in self._speakers:
-            if isinstance(peer, WorkerRecord):
-                self._flush_free(peer)
-            effects.extend(Send(peer.id, message) for message in peer.out)
-            peer.out.clear()
-        self._speakers.clear()

@@ -1,0 +1,36 @@
+"""What the configuration says, as the scheduler's core needs it."""
+
+from __future__ import annotations
+
+
+class Settings:
+    """What the configuration says, as the cores need it: plain values, read once."""
+
+    __slots__ = (
+        "allowed_failures", "backlog", "bandwidth", "durations", "heartbeat_interval", "saturation", "story_length",
+        "unknown_duration", "validate", "worker_ttl",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        allowed_failures: int = 3,
+        saturation: float = 1.1,
+        backlog: float = 0.02,
+        bandwidth: float = 100e6,
+        unknown_duration: float = 0.5,
+        durations: dict[str, float] | None = None,
+        worker_ttl: float | None = 300.0,
+        heartbeat_interval: float = 1.0,
+        story_length: int = 100_000,
+        validate: bool = False,
+    ) -> None:
+        self.allowed_failures = allowed_failures
+        self.saturation = saturation
+        self.backlog = backlog
+        self.bandwidth = bandwidth
+        self.unknown_duration = unknown_duration
+        self.durations = durations or {}
+        self.worker_ttl = worker_ttl
+        self.heartbeat_interval = heartbeat_interval
+        self.story_length = story_length
+        self.validate = validate

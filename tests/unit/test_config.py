@@ -1,0 +1,121 @@
+"""Durations, sizes, limits, environments and secrets."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from shoal import Security, config
+from shoal.errors import ConfigurationError
+from shoal.security import read_scheduler_file, secret_of, write_scheduler_file
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("5 minutes", 300), ("20ms", 0.02), (3, 3), (None, None), ("2", 2), ("1.5 h", 5400), ("s", 1)]
+)
+def test_durations(text: object, value: object) -> None:
+    """As numbers and as text."""
+    assert config.seconds(text, "x") == value
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("4 GiB", 4 * 2**30), ("1kB", 1000), (5, 5), ("1.5 MB", 1_500_000), ("12", 12), ("2M", 2_000_000)],
+)
+def test_sizes(text: object, value: int) -> None:
+    """Decimal and binary units."""
+    assert config.nbytes(text, "x") == value
+
+
+@pytest.mark.parametrize("text", ["5 parsecs", "fast", "1 2 s"])
+def test_nonsense_is_named(text: str) -> None:
+    """With the name of the option."""
+    with pytest.raises(ConfigurationError, match="the-option"):
+        config.seconds(text, "the-option")
+    with pytest.raises(ConfigurationError, match="the-option"):
+        config.nbytes(text, "the-option")
+
+
+def test_memory_limits() -> None:
+    """Fractions, shares, none, and what is more than there is."""
+    total = config.system_memory()
+    assert config.memory_limit(0.5) == total // 2
+    assert config.memory_limit("0.5") == total // 2
+    assert config.memory_limit(0) == config.memory_limit(None) == 0
+    assert config.memory_limit("auto", config.cpu_count()) == total
+    assert config.memory_limit(total * 10) == total
+    for bad in (-1, True, "10 B", "lots"):
+        with pytest.raises(ConfigurationError, match="memory_limit"):
+            config.memory_limit(bad)
+
+
+def test_the_environment_of_a_worker(monkeypatch) -> None:
+    """What is asked for beats what is set here, which beats the configuration; here nothing changes."""
+    import dask.config
+
+    monkeypatch.setenv("MKL_NUM_THREADS", "3")
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    with dask.config.set({"distributed.nanny.environ": {"FROM_CONFIG": 1, "MKL_NUM_THREADS": 9}}):
+        merged = config.effective_environment({"MINE": "x"})
+    assert merged["MINE"] == "x"
+    assert merged["MKL_NUM_THREADS"] == "3"
+    assert merged["OMP_NUM_THREADS"] == "1"
+    assert merged["FROM_CONFIG"] == "1"
+    assert merged["PYTHONHASHSEED"] != "random"
+
+
+def test_secrets_by_environment_file_and_argument(monkeypatch, tmp_path: Path) -> None:
+    """The environment first, then its file, then the user's own, which is made once."""
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    own = config.default_secret()
+    assert len(own) >= 32
+    assert config.default_secret() == own
+    file = tmp_path / "given"
+    file.write_text("from a file\n")
+    file.chmod(0o600)
+    monkeypatch.setenv("SHOAL_SECRET_FILE", str(file))
+    assert config.default_secret() == b"from a file"
+    monkeypatch.setenv("SHOAL_SECRET", "from the environment")
+    assert config.default_secret() == b"from the environment"
+    assert Security(secret_file=file).secret == secret_of({"secret": "from a file"}) == b"from a file"
+    assert "from" not in repr(Security(secret="from")).replace("Security", "")
+    file.chmod(0o640)
+    with pytest.raises(ConfigurationError, match="chmod 600"):
+        Security(secret_file=file)
+    with pytest.raises(ConfigurationError, match="both"):
+        Security(secret="a", secret_file=file)
+
+
+def test_two_processes_make_one_secret(monkeypatch, tmp_path: Path) -> None:
+    """At the same moment, on first use."""
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    code = "from shoal import config; print(config.default_secret().decode())"
+    started = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(4)]
+    assert len({process.communicate()[0] for process in started}) == 1
+    assert [path.name for path in (tmp_path / "shoal").iterdir()] == ["secret"]
+
+
+def test_scheduler_files(tmp_path: Path) -> None:
+    """Written for the owner alone, read back, refused where they make no sense."""
+    path = tmp_path / "s.json"
+    write_scheduler_file(path, "Scheduler", ["tcp://h:1", "unix://@x"], b"secret")
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert read_scheduler_file(path) == (["tcp://h:1", "unix://@x"], b"secret")
+    path.write_text('{"address": "tcp://h:1"}')
+    assert read_scheduler_file(path) == (["tcp://h:1"], None)
+    for text in ("", "[]", '{"id": 1}', "{"):
+        path.write_text(text)
+        with pytest.raises(ConfigurationError, match="scheduler_file"):
+            read_scheduler_file(path)
+
+
+def test_importing_shoal_is_light() -> None:
+    """Nothing heavy comes with it: no numpy, no dask, no event loop."""
+    code = "import shoal, sys; print([m for m in ('numpy', 'dask', 'asyncio', 'uvloop', 'rich') if m in sys.modules])"
+    begun = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]", time.perf_counter() - begun

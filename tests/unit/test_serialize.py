@@ -1,0 +1,136 @@
+"""Objects to bytes and back; functions pickled once; errors that travel."""
+
+from __future__ import annotations
+
+import pickle
+import threading
+from functools import partial
+from typing import Any
+
+import pytest
+
+from shoal.client.packing import FunctionCache, name_of
+from shoal.errors import LostDataError, SerializationError
+from shoal.errors import TaskError as RemoteError
+from shoal.messages import Blob, DropFunctions, TaskError
+from shoal.shell import serialize
+
+
+def test_small_values_are_plain_bytes_and_large_buffers_stay_where_they_are() -> None:
+    """No copy of a large array is made to send it."""
+    np = pytest.importorskip("numpy")
+    assert type(serialize.dumps({"x": 1})) is bytes
+    array = np.arange(100_000)
+    blob = serialize.dumps([array, "x"])
+    assert isinstance(blob, Blob)
+    assert blob.frames[1].obj is array or memoryview(blob.frames[1]).nbytes == array.nbytes
+    array[0] = 99
+    assert serialize.loads(blob)[0][0] == 99
+    assert serialize.payload_nbytes(blob) >= array.nbytes
+
+
+def test_what_cannot_be_pickled_is_named_with_its_cause() -> None:
+    """At once, not on the other side."""
+    with pytest.raises(SerializationError, match=r"the thing of type lock.*cannot be pickled"):
+        serialize.dumps(threading.Lock(), "the thing")
+
+
+def test_references_become_values() -> None:
+    """Wherever they stand in the arguments."""
+    payload = serialize.dumps(([serialize.KeyRef("a"), {"x": serialize.KeyRef("b")}], {}))
+    assert serialize.loads_with_inputs(payload, {"a": 1, "b": 2}) == ([1, {"x": 2}], {})
+
+
+def raising() -> None:
+    raise KeyError("inner")
+
+
+class Unpicklable(Exception):
+    def __init__(self, a: int, b: int) -> None:
+        super().__init__(a)
+        self.lock = threading.Lock()
+
+
+def test_errors_travel_with_their_traceback() -> None:
+    """And as text where they cannot be pickled."""
+    try:
+        raising()
+    except KeyError as error:
+        sent = serialize.dump_error(error)
+    back = serialize.load_error(sent)
+    assert isinstance(back, KeyError)
+    frames = back.__traceback__
+    while frames is not None and frames.tb_next:
+        frames = frames.tb_next
+    assert frames is not None
+    assert frames.tb_frame.f_code.co_name == "raising"
+    odd = serialize.load_error(serialize.dump_error(Unpicklable(1, 2)))
+    assert isinstance(odd, RemoteError)
+    assert "Unpicklable: 1" in str(odd)
+    assert isinstance(serialize.load_error(TaskError(None, None, "LostDataError: gone")), LostDataError)
+
+
+LIMIT = 10
+
+
+def importable(x: int) -> int:
+    return x + LIMIT
+
+
+def test_a_function_is_pickled_once_while_what_it_means_is_the_same() -> None:
+    """Plain functions once; closures over changing things each time."""
+    cache = FunctionCache()
+    assert cache.pickle(importable) is not None
+    assert cache.pickle(importable)[1] is cache.pickle(importable)[1]
+    box = [1]
+    assert cache.pickle(lambda: box)[0] != ""
+    first = cache.pickle(reader := (lambda: box[0]))[0]
+    box[0] = 2
+    assert cache.pickle(reader)[0] != first
+    step = 1
+    adder = lambda x: x + step  # noqa: E731
+    first = cache.pickle(adder)[0]
+    assert cache.pickle(adder)[0] == first
+    step = 2
+    assert cache.pickle(adder)[0] != first
+
+
+def test_functions_that_were_not_used_for_long_are_let_go_of() -> None:
+    """Here and at the scheduler, so that neither grows for ever."""
+    cache = FunctionCache(most=3)
+    assert [cache.sending(fn) for fn in "abc"] == [(True, None)] * 3
+    assert cache.sending("a") == (False, None)
+    assert cache.sending("d") == (True, DropFunctions(["b"]))
+    assert cache.sending("b") == (True, DropFunctions(["c"]))
+    for n in range(10):
+        cache.pickle(eval(f"lambda x: {n}"))
+    assert len(cache._pickled) <= 3
+
+
+def test_names_of_functions() -> None:
+    """What the keys of their calls begin with."""
+    assert name_of(importable) == "importable"
+    assert name_of(lambda: 1) == "lambda"
+    assert name_of(partial(importable, 1)) == "importable"
+    assert name_of(max) == "max"
+
+
+@pytest.mark.parametrize("value", [1, "x" * 100, [1, 2], {"a": 1}, None, b"bytes", (1, (2, 3)), {1, 2}])
+def test_sizes_are_positive(value: Any) -> None:
+    """For the common types, near to what Python says."""
+    assert 0 < serialize.sizeof(value) < 10_000
+
+
+def test_an_object_that_lies_about_its_size_is_no_reason_to_fail() -> None:
+    """Its plain size is taken."""
+
+    class Liar:
+        def __sizeof__(self) -> int:
+            raise RuntimeError("guess")
+
+        def __reduce__(self) -> Any:
+            return int, ()
+
+    assert pickle.loads(pickle.dumps(Liar())) == 0
+    with pytest.raises(RuntimeError):
+        serialize.sizeof(Liar())
