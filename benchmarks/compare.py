@@ -187,7 +187,8 @@ def plot(results: dict[str, dict[str, float]], path: Path) -> None:
         ratios = [
             (figures[m] / base[m] if METRICS[m][1] else base[m] / figures[m]) if m in figures else 1 for m in metrics
         ]
-        axes.bar([x + number * width for x in range(len(metrics))], ratios, width, label=name)
+        places = [x + number * width for x in range(len(metrics))]
+        axes.bar(places, [ratio - 1 for ratio in ratios], width, bottom=1, label=name)
     axes.set_yscale("log")
     axes.axhline(1, color="black", linewidth=0.8)
     axes.set_xticks([x + 0.4 - width / 2 for x in range(len(metrics))], [m.replace("_", "\n") for m in metrics])

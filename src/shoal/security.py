@@ -92,6 +92,7 @@ def secret_of(security: Any, fallback: bytes | None = None) -> bytes:
 
 def write_scheduler_file(path: Path, kind: str, addresses: list[str], secret: bytes) -> None:
     """Write where a scheduler is, and its secret, for those who can read this user's files and nobody else."""
+    path = path.expanduser()
     content = {"type": kind, "address": addresses[0], "addresses": addresses, "secret": secret.hex()}
     config.write_private(path, json.dumps(content, indent=2) + "\n")
 
@@ -104,6 +105,7 @@ def read_scheduler_file(path: Path) -> tuple[list[str], bytes | None]:
     ConfigurationError
         If it cannot be read, is no such file, or holds a secret that others can read too.
     """
+    path = path.expanduser()
     try:
         content = json.loads(path.read_text())
         addresses = [str(one) for one in content.get("addresses") or [content["address"]]]

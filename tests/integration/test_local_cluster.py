@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import socket
+import threading
 import time
+from typing import Any
 
 import pytest
 
@@ -175,16 +178,41 @@ def test_a_memory_limit_that_makes_no_sense(limit: object) -> None:
         LocalCluster(n_workers=1, memory_limit=limit)
 
 
-def test_graphs_run_on_while_this_process_holds_the_gil(client: Client) -> None:
-    """The scheduler and the nannies live elsewhere."""
-    futures = client.map(slow_inc, range(100))
-    last = client.submit(add, futures)
-    ended = client.submit(lambda _: time.time(), last, pure=False)
-    time.sleep(0.05)
-    import ctypes
+def watch(dask_scheduler: Any) -> Any:
+    """For 5 seconds, note the longest silence of a worker and the ids of all that were there."""
 
-    ctypes.PyDLL(None).sleep(6)  # PyDLL keeps the GIL
-    assert time.time() - ended.result(30) > 2
+    async def sample() -> tuple[float, int]:
+        silence, seen = 0.0, set()
+        for _ in range(100):
+            await asyncio.sleep(0.05)
+            for worker in dask_scheduler.core.state.workers.values():
+                silence = max(silence, time.monotonic() - worker.last_seen)
+                seen.add(worker.id)
+        return silence, len(seen)
+
+    return sample()
+
+
+def test_the_cluster_goes_on_while_this_process_holds_the_gil() -> None:
+    """Graphs run, memory limits are watched, heartbeats are heard: the scheduler and the nannies live elsewhere."""
+    with LocalCluster(n_workers=2, threads_per_worker=1, memory_limit="300 MB") as cluster, Client(cluster) as client:
+        futures = client.map(slow_inc, range(100), workers=["0"])
+        ended = client.submit(lambda _: time.time(), client.submit(add, futures), pure=False)
+        bomb = client.submit(hoard, workers=["1"])
+        watched: list[Any] = []
+        watcher = threading.Thread(target=lambda: watched.append(client.run_on_scheduler(watch)))
+        watcher.start()
+        time.sleep(0.2)
+        import ctypes
+
+        ctypes.PyDLL(None).sleep(6)  # PyDLL keeps the GIL
+        free_again = time.time()
+        watcher.join()
+        ((silence, workers),) = watched
+        assert silence < 2.5
+        assert workers >= 3, "the bomb's worker was not replaced meanwhile"
+        assert free_again - ended.result(30) > 2
+        bomb.cancel()
 
 
 def test_a_memory_bomb_is_killed_with_the_figures() -> None:

@@ -112,7 +112,7 @@ class Scheduler(Server):
         super().__init__()
         self._secret = secret_of(security)
         self._listen = f"tcp://{host or '127.0.0.1'}:{port}"
-        self._scheduler_file = None if scheduler_file is None else Path(scheduler_file)
+        self._scheduler_file = None if scheduler_file is None else Path(scheduler_file).expanduser()
 
     async def _launch(self) -> None:
         self.program = SchedulerProgram(self._secret)
