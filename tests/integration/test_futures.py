@@ -156,3 +156,15 @@ def test_several_clients_of_one_cluster(cluster: LocalCluster) -> None:
         assert second.result(20) == 2
         with two.as_current() as chosen:
             assert Client.current() is chosen
+
+
+def test_a_client_without_an_address_starts_and_closes_a_cluster() -> None:
+    """With the options of one."""
+    with Client(n_workers=1, threads_per_worker=2) as client:
+        assert client.submit(inc, 1).result(30) == 2
+        assert list(client.nthreads().values()) == [2]
+        cluster = client.cluster
+    assert cluster.status == "closed"
+    with Client(processes=False, n_workers=1, threads_per_worker=1) as client:
+        assert client.scheduler_address.startswith("inproc://")
+        assert client.submit(inc, 1).result(30) == 2
