@@ -1,0 +1,190 @@
+"""What stands around the cores in the simulated cluster: threads, stores and transfers of workers; users of clients."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING
+
+from shoal.core.client.future import FutureRecord
+from shoal.core.client.reactor import ClientCore
+from shoal.core.effects import Answered, CancelRun, Drop, Effect, Fetch, Registered, Run, Send, Settled, Stop
+from shoal.core.events import Event, FetchDone, Outcome, Outcomes, Released, Said
+from shoal.core.worker.reactor import WorkerCore
+from shoal.messages import (
+    Cancel,
+    Options,
+    RegisterClient,
+    RegisterWorker,
+    Retry,
+    Submit,
+    TaskError,
+    TaskSpec,
+)
+from shoal.sim.workload import value_of
+
+if TYPE_CHECKING:
+    from shoal.sim.network import Wire
+    from shoal.sim.world import World
+
+
+class WorkerNode:
+    """A worker process: the core, threads that take time, values, and transfers that may fail."""
+
+    def __init__(self, world: World, name: str, nthreads: int) -> None:
+        self.world, self.name, self.nthreads = world, name, nthreads
+        self.core = WorkerCore(name, nthreads, validate=world.validate)
+        self.values: dict[str, bytes] = {}
+        self.alive = True
+        #: How many times longer its tasks take.
+        self.slowness = 1.0
+        #: Until when it answers no peer.
+        self.deaf_until = 0.0
+        self.up: Wire | None = None
+        self._queue: deque[Run] = deque()
+        self._cancelled: set[str] = set()
+        self._busy = 0
+        self._inside: dict[str, None] = {}
+        self._inputs: dict[str, list[bytes]] = {}
+
+    def register(self) -> None:
+        """Say hello to the scheduler."""
+        assert self.up is not None
+        self.up.send(RegisterWorker(self.name, self.name, [f"sim://{self.name}"], self.nthreads, 0, 1, "host"))
+
+    @property
+    def running(self) -> list[str]:
+        """Keys that its threads are in, as a nanny could read them after its death."""
+        return list(self._inside)
+
+    def tell(self, *events: Event) -> None:
+        """Hand events to the core, and do what it asks for."""
+        if not self.alive:
+            return
+        for effect in self.core.handle(events, self.world.now):
+            self._perform(effect)
+        self.world.wake_at(self.core.deadline(), self)
+
+    def _perform(self, effect: Effect) -> None:
+        match effect:
+            case Send():
+                assert self.up is not None
+                self.up.send(effect.message)
+            case Run():
+                missing = set(effect.deps) - set(self.values)
+                self.world.require(not missing, f"{self.name} was to run {effect.key} without {missing}")
+                self._queue.append(effect)
+                self._inputs[effect.key] = [self.values[dep] for dep in effect.deps]
+                self._next()
+            case CancelRun():
+                self._cancelled |= set(effect.keys)
+            case Fetch():
+                self.world.transfer(self, effect)
+            case Drop():
+                for key in effect.keys:
+                    self.values.pop(key, None)
+            case Stop():
+                self.world.crash(self, effect.reason, clean=True)
+
+    def _next(self) -> None:
+        while self._queue and self._busy < self.nthreads:
+            run = self._queue.popleft()
+            if run.key in self._cancelled:
+                self._cancelled.discard(run.key)
+                self._inputs.pop(run.key)
+                self.world.after(0.0, lambda run=run: self.tell(Outcomes([Outcome(run.key, "skipped")])))  # type: ignore[misc]
+                continue
+            self._busy += 1
+            self._inside[run.key] = None
+            self.world.count("executions")
+            seconds = self.world.duration(run.key) * self.slowness
+            self.world.after(seconds, lambda run=run, seconds=seconds: self._end(run, seconds))  # type: ignore[misc]
+
+    def _end(self, run: Run, seconds: float) -> None:
+        if not self.alive:
+            return
+        self._busy -= 1
+        self._inside.pop(run.key, None)
+        self._cancelled.discard(run.key)
+        inputs = self._inputs.pop(run.key)
+        now = self.world.now
+        fate = self.world.fate(run.key)
+        if fate == "error":
+            error = TaskError(None, None, f"ValueError: {run.key}")
+            outcome = Outcome(run.key, "error", 0, "", now - seconds, now, None, error)
+        elif fate == "reschedule":
+            outcome = Outcome(run.key, "reschedule", 0, "", now - seconds, now)
+        else:
+            value = self.values[run.key] = value_of(run.key, inputs)
+            sent = value if run.inline else None
+            outcome = Outcome(run.key, "ok", len(value), "bytes", now - seconds, now, sent)
+        self.tell(Outcomes([outcome]))
+        self._next()
+
+    def serve(self, fetch: Fetch) -> FetchDone:
+        """Answer a peer."""
+        got = [key for key in fetch.keys if key in self.values]
+        missing = [key for key in fetch.keys if key not in self.values]
+        if len(got) > 1 and self.world.random.random() < 0.2:
+            got = got[: len(got) // 2]  # an answer may hold a part only
+            self.world.count("partial answers")
+        return FetchDone(self.name, [(key, 8, "bytes") for key in got], missing, {})
+
+
+class ClientNode:
+    """A client and its user: what was asked for, let go of, and heard."""
+
+    def __init__(self, world: World, name: str) -> None:
+        self.world, self.name = world, name
+        self.core = ClientCore(name)
+        self.up: Wire | None = None
+        self.alive = True
+
+    def register(self) -> None:
+        assert self.up is not None
+        self.up.send(RegisterClient())
+
+    def tell(self, *events: Event) -> None:
+        if not self.alive:
+            return
+        for effect in self.core.handle(events, self.world.now):
+            match effect:
+                case Send():
+                    assert self.up is not None
+                    self.up.send(effect.message)
+                case Settled():
+                    for record in effect.records:
+                        self.world.oracle.settled(self, record)
+                case Answered() | Registered():
+                    pass
+
+    def hold(self, key: str) -> FutureRecord:
+        """As ``Connection.record``: one more future of a key."""
+        record = self.core.futures.get(key)
+        if record is None or record.over:
+            record = self.core.futures[key] = FutureRecord(key)
+        record.refs += 1
+        return record
+
+    def submit(self, tasks: dict[str, list[str]], wants: list[str], options: Options) -> None:
+        """Submit a graph; hold futures of ``wants``."""
+        for key in wants:
+            self.hold(key)
+        specs = [TaskSpec(key, "f", b"", deps, order) for order, (key, deps) in enumerate(tasks.items())]
+        self.tell(Said(Submit(specs, {"f": b"F"}, options, wants)))
+
+    def release(self, key: str) -> None:
+        """Let go of one future."""
+        record = self.core.futures.get(key)
+        if record is not None:
+            self.tell(Released(record))
+
+    def release_all(self) -> None:
+        for record in list(self.core.futures.values()):
+            for _ in range(record.refs):
+                self.tell(Released(record))
+
+    def cancel(self, keys: list[str], force: bool) -> None:
+        self.tell(Said(Cancel(keys, force)))
+
+    def retry(self, keys: list[str]) -> None:
+        self.tell(Said(Retry(keys)))

@@ -1,0 +1,65 @@
+"""What one run is like, drawn from its seed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from random import Random
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Options:
+    """The circumstances of a run; all of it follows from ``seed`` unless given."""
+
+    seed: int
+    #: Workers at the start, and threads of each.
+    workers: int
+    nthreads: int
+    #: Tasks of one submission, and how many submissions there are.
+    tasks: int
+    submissions: int
+    #: Clients.
+    clients: int
+    #: Deaths that a task may see.
+    allowed_failures: int
+    #: Misfortunes and changes of mind.
+    faults: int
+    #: Seconds that a message takes, most and least; drawn anew for each.
+    delay: tuple[float, float]
+    #: Seconds that a task runs, most and least.
+    duration: tuple[float, float]
+    #: Share of the tasks that raise the first time, and that always raise.
+    flaky: float
+    broken: float
+    retries: int
+    #: Tasks sent ahead for each thread.
+    saturation: float
+    #: Shape of the graphs.
+    shape: str
+
+    @classmethod
+    def draw(cls, seed: int, **given: Any) -> Options:
+        """Draw all that is not given."""
+        rng = Random(f"options-{seed}")
+        slow = rng.random() < 0.3
+        drawn: dict[str, Any] = {
+            "seed": seed,
+            "workers": rng.randint(1, 5),
+            "nthreads": rng.randint(1, 3),
+            "tasks": rng.choice([5, 15, 30, 60]),
+            "submissions": rng.randint(1, 4),
+            "clients": rng.randint(1, 2),
+            "allowed_failures": rng.choice([1, 3, 100]),
+            "faults": rng.choice([0, 3, 8, 15]),
+            "delay": (0.05, 0.3) if slow else (0.0001, rng.choice([0.001, 0.05])),
+            "duration": (0.0, rng.choice([0.001, 0.05, 0.5])),
+            "flaky": rng.choice([0.0, 0.0, 0.2]),
+            "broken": rng.choice([0.0, 0.0, 0.05]),
+            "retries": rng.randint(0, 2),
+            "saturation": rng.choice([1.0, 1.1, 2.0]),
+            "shape": rng.choice(["map", "chains", "tree", "shuffle", "random", "random"]),
+        }
+        return cls(**{**drawn, **{name: value for name, value in given.items() if value is not None}})
+
+    def __str__(self) -> str:
+        return " ".join(f"{field.name}={getattr(self, field.name)}" for field in fields(self))
