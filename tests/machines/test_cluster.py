@@ -8,7 +8,7 @@ import pytest
 
 from shoal.core.events import Received
 from shoal.core.scheduler.task import TaskState
-from shoal.messages import Cancel, Finished, KeyErred, KeysDone, KilledTask, Unwant
+from shoal.messages import Cancel, Finished, KeyErred, KeysDone, KilledTask, Retry, Unwant
 from tests.machines.harness import Cluster
 
 
@@ -188,3 +188,17 @@ def test_a_task_that_needs_itself_fails() -> None:
     assert [message.error.text for message in cluster.inbox if isinstance(message, KeyErred)] == [
         "UsageError: 'a' needs its own result"
     ]
+
+
+def test_a_task_whose_input_was_unknown_cannot_be_retried_into_running_without_it() -> None:
+    """It stays erred until it is submitted with its input."""
+    cluster = Cluster(1)
+    cluster.submit({"b": ["a"]}, ["b"])
+    cluster.settle()
+    cluster.client(Retry(["b"]))
+    cluster.settle()
+    assert cluster.states() == {"b": "erred"}
+    assert cluster.executions == {}
+    cluster.submit({"a": [], "b": ["a"]}, ["b"])
+    cluster.settle()
+    assert cluster.states()["b"] == "memory"

@@ -112,6 +112,12 @@ class SchedulerState(Outbox):
         task = self.tasks.get(spec.key)
         if task is None:
             task = self.tasks[spec.key] = Task(spec.key, self.prefix(spec.key))
+        elif not task.linked and task.state is TaskState.ERRED:
+            self._advance(task, TaskEvent.RELEASE)
+            task.error, task.origin, task.linked = None, "", True
+            self._forget_function(task)
+            for client in task.who_wants or ():
+                self.tell_keys(client, KeysRestarted, task.key)
         elif task.fn is not None or task.state is not TaskState.RELEASED:
             return task, False
         task.fn = spec.fn
@@ -131,6 +137,7 @@ class SchedulerState(Outbox):
         for key in dict.fromkeys(deps):
             dep = self.tasks.get(key)
             if dep is None or dep.lost or dep is task:
+                task.linked = False
                 return key
             found.append(dep)
         task.deps = tuple(found)
@@ -348,7 +355,7 @@ class SchedulerState(Outbox):
         erred: dict[Task, None] = {}
         while stack:
             t = stack.pop()
-            if t.state is TaskState.ERRED and t not in erred:
+            if t.state is TaskState.ERRED and t.linked and t not in erred:
                 erred[t] = None
                 stack.extend(t.deps)
         for t in erred:
@@ -390,11 +397,13 @@ class SchedulerState(Outbox):
             del dep.dependents[task]
             if not dep.dependents and not dep.needed:
                 self._loose.append(dep)
-        if task.fn:
-            function = self.functions.get(task.fn)
-            if function is not None:
-                function.n_tasks -= 1
-                self._drop_function(task.fn, function)
+        self._forget_function(task)
+
+    def _forget_function(self, task: Task) -> None:
+        function = self.functions.get(task.fn) if task.fn else None
+        if task.fn and function is not None:
+            function.n_tasks -= 1
+            self._drop_function(task.fn, function)
 
     def _drop_function(self, fn: str, function: FunctionRecord) -> None:
         if function.n_tasks <= 0 and not function.clients:

@@ -137,8 +137,8 @@ class Task:
     """The record of one key. Only :class:`~shoal.core.scheduler.state.SchedulerState` changes it."""
 
     __slots__ = (
-        "attempt", "deaths", "dependents", "deps", "error", "estimate", "fn", "key", "n_waiters", "n_waiting", "nbytes",
-        "options", "origin", "payload", "prefix", "priority", "retries", "seq", "state", "type", "who_has", "who_wants",
+        "attempt", "deaths", "dependents", "deps", "error", "estimate", "fn", "key", "linked", "n_waiters", "n_waiting",
+        "nbytes", "options", "origin", "payload", "prefix", "priority", "retries", "seq", "state", "type", "who_has", "who_wants",
         "worker",
     )  # fmt: skip
 
@@ -151,6 +151,8 @@ class Task:
         self.payload: Any = None
         self.options: Options | None = None
         self.deps: tuple[Task, ...] = ()
+        #: False where an input was not known when it was submitted: it cannot run, however often it is tried.
+        self.linked = True
         #: Known tasks that have this one as an input, as an ordered set; made on first use.
         self.dependents: dict[Task, None] | None = None
         #: How many inputs are not in memory; kept while active. A processing task that lacks some was assigned ahead
