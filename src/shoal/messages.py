@@ -203,18 +203,24 @@ class RegisterClient(Message):
 
 
 class Submit(Message):
-    """Tasks, and those of their keys that the client wants."""
+    """Tasks, and those of their keys that the client wants.
+
+    ``wish`` counts what a client wished for: news that were sent before the scheduler had heard of a wish say nothing
+    about it, and are told again after it.
+    """
 
     tasks: list[TaskSpec]
     functions: dict[str, Any]
     options: Options
     wants: list[str]
+    wish: int = 0
 
 
 class Want(Message):
     """Interest in keys that exist already (a future that came out of a pickle)."""
 
     keys: list[str]
+    wish: int = 0
 
 
 class Unwant(Message):
@@ -301,9 +307,10 @@ class ClientRegistered(Message):
 
 
 class KeysDone(Message):
-    """These keys are in memory."""
+    """These keys are in memory. ``wish``, here and below, is the last wish of the client that had been heard."""
 
     items: list[Done]
+    wish: int = 0
 
 
 class KeyErred(Message):
@@ -312,6 +319,7 @@ class KeyErred(Message):
     key: str
     origin: str
     error: TaskError
+    wish: int = 0
 
 
 class KilledTask(Message):
@@ -321,6 +329,7 @@ class KilledTask(Message):
     origin: str
     deaths: list[str]
     allowed_failures: int
+    wish: int = 0
 
 
 class KeysCancelled(Message):
@@ -329,12 +338,14 @@ class KeysCancelled(Message):
     keys: list[str]
     reason: str
     lost: bool = False
+    wish: int = 0
 
 
 class KeysRestarted(Message):
     """These keys were done or erred and are being computed again."""
 
     keys: list[str]
+    wish: int = 0
 
 
 ToClient = ClientRegistered | KeysDone | KeyErred | KilledTask | KeysCancelled | KeysRestarted | Answer | Bye

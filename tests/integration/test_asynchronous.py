@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from shoal import Client, LocalCluster, Nanny, Scheduler, Security, Worker, as_completed, wait
-from shoal.errors import ClosedClientError, HandshakeError, UsageError
+from shoal.errors import ClosedClientError, HandshakeError, StartError, UsageError
 from tests.integration.functions import add, fail, inc, pid, slow_inc
 
 
@@ -87,6 +87,8 @@ def test_scheduler_worker_and_nanny_find_each_other_without_a_word() -> None:
                 where = client.submit(pid, workers=["process"])
                 assert await where == nanny.pid
                 assert await client.submit(pid, workers=["thread"], pure=False) != nanny.pid
+                with pytest.raises(StartError, match="'thread' is here already"):
+                    await Worker(scheduler.address, nthreads=1, name="thread")
             assert "running" in repr(scheduler)
         assert "not running" in repr(scheduler)
 

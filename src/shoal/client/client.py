@@ -379,6 +379,7 @@ class Client(AdminCalls):
             while not await self._connection.ask("put_targets", workers=None):
                 await asyncio.sleep(0.1)  # workers are starting, or being restarted
             await self._connection.put(payloads, workers, broadcast)
+            self._connection.say(Want(list(payloads)))
             await self._connection.all_done([future._record for future in futures])
         return shape
 

@@ -89,12 +89,13 @@ class Connection:
     # -------------------------------------------------------------------------------------------- from any thread
 
     def record(self, wire: str) -> FutureRecord:
-        """The record of a key, with one more reference."""
+        """The record of a key, with one more reference and a wish for it, which is to be said next."""
         with self.lock:
             record = self.core.futures.get(wire)
             if record is None or record.over:
                 record = self.core.futures[wire] = FutureRecord(wire)
             record.refs += 1
+            record.wished += 1
         return record
 
     def say(self, message: Any) -> None:

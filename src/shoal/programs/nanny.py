@@ -110,7 +110,7 @@ class NannyProgram:
         self.driver.push(Command("start"))
 
     async def wait_until_up(self) -> None:
-        """Wait until the worker process is connected to the scheduler.
+        """Wait until the scheduler knows the worker process.
 
         Raises
         ------
@@ -228,9 +228,10 @@ class NannyProgram:
             said = json.loads(line)
             if "error" in said:
                 self.driver.push(ChildFailed(incarnation, said["error"]))
+            elif "registered" in said:
+                self._up.set()
             else:
                 self.worker_address = said["address"]
-                self._up.set()
                 self.driver.push(ChildReady(incarnation, said["id"], said["address"], said["pid"]))
 
     def _sample(self, pid: int, incarnation: int) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import socket
+from collections.abc import Callable
 from typing import Any
 from uuid import uuid4
 
@@ -13,7 +14,7 @@ from shoal import config
 from shoal.core.effects import CallUser, CancelRun, Drop, Effect, Fetch, Functions, Run, Send, Stop
 from shoal.core.events import CallDone, FetchDone, FetchFailed, LinkLost, Outcome, Outcomes, PutDone, Received
 from shoal.core.worker.reactor import WorkerCore
-from shoal.errors import LinkError, SerializationError
+from shoal.errors import LinkError, SerializationError, StartError
 from shoal.messages import (
     Answer,
     Bye,
@@ -84,6 +85,7 @@ class WorkerProgram:
         self.resources = resources or {}
         self.addresses: list[str] = []
         self.finished = asyncio.Event()
+        self._registered = asyncio.Event()
         self.reason = ""
         self.core = WorkerCore(self.id, nthreads, self.resources, validate=validate)
         self.store = ValueStore()
@@ -107,8 +109,20 @@ class WorkerProgram:
         self._tasks: set[asyncio.Task[None]] = set()
         self._heartbeat: asyncio.TimerHandle | None = None
 
-    async def start(self, listen_at: list[str], timeout: float = 30.0) -> None:
-        """Listen, connect to the scheduler and register with it."""
+    async def start(
+        self, listen_at: list[str], timeout: float = 30.0, on_connected: Callable[[], None] | None = None
+    ) -> None:
+        """Listen, connect to the scheduler and register with it.
+
+        ``on_connected`` is called before the scheduler hears of this worker: from then on there may be tasks.
+
+        Raises
+        ------
+        ConnectError
+            If the scheduler cannot be reached.
+        StartError
+            If it refuses this worker, with its reason.
+        """
         for address in listen_at:
             server, actual = await listen(address, self._make_inbound, self._serve.secret)
             self._servers.append(server)
@@ -118,6 +132,8 @@ class WorkerProgram:
             lambda: Link(self._up, True, lambda link: None, self._on_messages, self._on_closed),
             timeout,
         )
+        if on_connected is not None:
+            on_connected()
         self._link.send(
             RegisterWorker(
                 self.name,
@@ -131,6 +147,15 @@ class WorkerProgram:
                 self.resources,
             )
         )
+        async with asyncio.timeout(timeout):
+            waits = [asyncio.ensure_future(event.wait()) for event in (self._registered, self.finished)]
+            try:
+                await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                for wait in waits:
+                    wait.cancel()
+        if not self._registered.is_set():
+            raise StartError(self.reason)
 
     def _make_inbound(self) -> Link:
         return Link(self._serve, False, self._inbound.add, self._on_peer_messages, self._on_peer_closed)
@@ -143,6 +168,7 @@ class WorkerProgram:
     def _on_messages(self, link: Link, messages: list[Any]) -> None:
         for message in messages:
             if isinstance(message, WorkerRegistered):
+                self._registered.set()
                 self._beat(message.heartbeat_interval)
         self.driver.push(Received("", messages))
 

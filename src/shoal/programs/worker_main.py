@@ -52,11 +52,14 @@ async def _run(options: dict[str, Any]) -> None:
     orphaned.add_done_callback(lambda task: worker.finished.set())
     report = int(sys.argv[sys.argv.index("--report") + 1]) if "--report" in sys.argv else None
     try:
-        await worker.start(listen_at)
+        await worker.start(
+            listen_at,
+            on_connected=lambda: _say(report, {"id": worker.id, "address": worker.addresses[0], "pid": os.getpid()}),
+        )
     except Exception as error:
         _say(report, {"error": f"could not start: {type(error).__name__}: {error}"})
         raise
-    _say(report, {"id": worker.id, "address": worker.addresses[0], "pid": os.getpid()})
+    _say(report, {"registered": True})
     await worker.finished.wait()
     await worker.close(worker.reason or "the process was told to end")
     orphaned.cancel()
@@ -68,7 +71,6 @@ def _say(descriptor: int | None, what: dict[str, Any]) -> None:
     """Tell the supervisor, if there is one."""
     if descriptor is not None:
         os.write(descriptor, json.dumps(what).encode() + b"\n")
-        os.close(descriptor)
 
 
 if __name__ == "__main__":

@@ -163,6 +163,8 @@ class ClientNode:
         if record is None or record.over:
             record = self.core.futures[key] = FutureRecord(key)
         record.refs += 1
+        record.wished += 1
+        record.held = self.world.oracle.tick()  # when it was wished for last
         return record
 
     def submit(self, tasks: dict[str, list[str]], wants: list[str], options: Options) -> None:
@@ -184,6 +186,7 @@ class ClientNode:
                 self.tell(Released(record))
 
     def cancel(self, keys: list[str], force: bool) -> None:
+        self.world.oracle.cancels(self, keys, force)
         self.tell(Said(Cancel(keys, force)))
 
     def retry(self, keys: list[str]) -> None:

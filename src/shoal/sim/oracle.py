@@ -20,11 +20,32 @@ class Oracle:
         self.world = world
         self.tasks: dict[str, list[str]] = {}
         self.expected: dict[str, bytes] = {}
-        #: Keys that a client cancelled, and those that depend on them.
+        self._ticks = 0
+        #: Keys that any client ever cancelled, and each cancellation: when, by whom, what, with force or not.
         self.cancelled: set[str] = set()
+        self.cancellations: list[tuple[tuple[int, float], str, set[str], bool]] = []
         #: Keys that a worker had when the scheduler heard of its death, with how often: without a nanny nobody knows
         #: what its threads were in, and the scheduler has to guess among these.
         self.deaths: dict[str, int] = {}
+
+    def tick(self) -> tuple[int, float]:
+        """The next number in the order of what users do, and the time."""
+        self._ticks += 1
+        return self._ticks, self.world.now
+
+    def cancels(self, client: ClientNode, keys: list[str], force: bool) -> None:
+        """A user cancels."""
+        self.cancelled.update(keys)
+        self.cancellations.append((self.tick(), client.name, set(keys), force))
+
+    def may_be_cancelled(self, client: ClientNode, key: str, wished: tuple[int, float]) -> bool:
+        """Whether somebody's cancellation can be the cause: the client's own after its wish, another's by force."""
+        ancestors = self.ancestors(key)
+        return any(
+            (who == client.name and number > wished[0]) or (who != client.name and force and when > wished[1] - 2.0)
+            for (number, when), who, keys, force in self.cancellations
+            if keys & ancestors
+        )
 
     def died(self, name: str) -> None:
         """The scheduler hears of a worker's death."""
@@ -54,8 +75,8 @@ class Oracle:
             self._check_error(key, record.error)
         elif record.status is FutureStatus.CANCELLED:
             world.count("cancellations")
-            cause = self.ancestors(key) & self.cancelled
-            world.require(bool(cause), f"{key} was cancelled, and nobody asked for it: {record.reason}")
+            cause = self.may_be_cancelled(client, key, record.held)
+            world.require(cause, f"{key} of {client.name} was cancelled, and nobody asked for it: {record.reason}")
 
     def _check_error(self, key: str, error: object) -> None:
         world = self.world

@@ -308,8 +308,9 @@ class World:
             for key in some:
                 client.release(key)
         elif act.kind == "cancel" and some:
-            self.oracle.cancelled.update(some)
             client.cancel(some, rng.random() < 0.3)
+            if rng.random() < 0.5:  # and changes their mind at once
+                self._resubmit(client, rng, some[0])
         elif act.kind == "retry" and some:
             client.retry(some)
         elif act.kind == "resubmit" and self.oracle.tasks:
@@ -359,9 +360,9 @@ class World:
         self.oracle.expected.update(expected)
         client.submit(tasks, wants, TaskOptions(retries=self.options.retries, priority=rng.randint(-1, 1)))
 
-    def _resubmit(self, client: ClientNode, rng: Random) -> None:
+    def _resubmit(self, client: ClientNode, rng: Random, key: str = "") -> None:
         """The same keys again, with all that they are computed from."""
-        key = rng.choice(list(self.oracle.tasks))
+        key = key or rng.choice(list(self.oracle.tasks))
         needed = self.oracle.ancestors(key)
         tasks = {name: deps for name, deps in self.oracle.tasks.items() if name in needed}
         client.submit(tasks, [key], TaskOptions(retries=self.options.retries))

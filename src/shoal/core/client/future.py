@@ -40,7 +40,8 @@ class FutureEvent(IntEnum):
 
 
 _S, _E = FutureStatus, FutureEvent
-#: News may be told twice (a second submission of the same key asks again), so FINISH and FAIL repeat.
+#: News may be told twice (a second submission of the same key asks again), so FINISH and FAIL repeat; and news of a
+#: restart that was sent before a wish was heard is passed over, so each may follow the other.
 FUTURE: Final = Table(
     "future",
     FutureStatus,
@@ -53,10 +54,12 @@ FUTURE: Final = Table(
         (_S.PENDING, _E.LOSE): _S.LOST,
         (_S.PENDING, _E.RESTART): _S.PENDING,
         (_S.FINISHED, _E.FINISH): _S.FINISHED,
+        (_S.FINISHED, _E.FAIL): _S.ERROR,
         (_S.FINISHED, _E.CANCEL): _S.CANCELLED,
         (_S.FINISHED, _E.LOSE): _S.LOST,
         (_S.FINISHED, _E.RESTART): _S.PENDING,
         (_S.ERROR, _E.FAIL): _S.ERROR,
+        (_S.ERROR, _E.FINISH): _S.FINISHED,
         (_S.ERROR, _E.CANCEL): _S.CANCELLED,
         (_S.ERROR, _E.RESTART): _S.PENDING,
     },
@@ -65,9 +68,12 @@ FUTURE: Final = Table(
 
 
 class FutureRecord:
-    """The record of one key. The core changes it; ``refs``, ``event`` and ``callbacks`` are the shell's."""
+    """The record of one key. The core changes it; ``refs``, ``wished``, ``event`` and ``callbacks`` are the shell's."""
 
-    __slots__ = ("callbacks", "error", "event", "held", "key", "reason", "refs", "status", "type", "value")
+    __slots__ = (
+        "callbacks", "error", "event", "held", "key", "reason", "refs", "said", "status", "type", "value",
+        "wish", "wished",
+    )  # fmt: skip
 
     def __init__(self, key: str) -> None:
         self.key = key
@@ -81,6 +87,9 @@ class FutureRecord:
         self.reason = ""
         #: Futures of the user's that point here.
         self.refs = 0
+        #: How often it was wished for, how many of these wishes were told, and the number of the last one: news that
+        #: the scheduler sent before it heard of that one say nothing about it.
+        self.wished = self.said = self.wish = 0
         #: Set when it is done; made by the first who waits.
         self.event: Any = None
         self.callbacks: list[Callable[[], None]] | None = None
@@ -95,6 +104,10 @@ class FutureRecord:
     def over(self) -> bool:
         """Whether nothing can happen to it any more."""
         return self.status in FUTURE.terminal
+
+    def concerned(self, wish: int) -> bool:
+        """Whether news that was sent after ``wish`` had been heard is about this record as it is now."""
+        return not self.over and self.wished == self.said and wish >= self.wish
 
     def __repr__(self) -> str:
         return f"<FutureRecord {self.key} {self.status.label} refs={self.refs}>"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import assert_never
+from typing import Any, assert_never
 
 from shoal.core.client.future import FUTURE, FutureEvent, FutureRecord, FutureStatus
 from shoal.core.effects import Answered, Effect, Registered, Send, Settled
@@ -17,8 +17,10 @@ from shoal.messages import (
     KeysDone,
     KeysRestarted,
     KilledTask,
+    Submit,
     ToClient,
     Unwant,
+    Want,
 )
 
 
@@ -37,6 +39,7 @@ class ClientCore:
         self.futures: dict[str, FutureRecord] = {}
         #: Why nothing will be heard any more, once that is so.
         self.closed = ""
+        self._wish = 0
         self._effects: list[Effect] = []
         self._settled: list[FutureRecord] = []
         self._unwanted: list[str] = []
@@ -50,7 +53,7 @@ class ClientCore:
                     self._on_message(message)
             elif type(event) is Said:
                 self._flush_unwanted()
-                effects.append(Send("", event.message))
+                self._on_said(event.message)
             elif type(event) is Released:
                 self._on_released(event.record)
             elif type(event) is LinkLost:
@@ -72,23 +75,23 @@ class ClientCore:
             case KeysDone():
                 for item in message.items:
                     record = self.futures.get(item.key)
-                    if record is not None and not record.over:
-                        record.value, record.type = item.value, item.type
+                    if record is not None and record.concerned(message.wish):
+                        record.value, record.type, record.error = item.value, item.type, None
                         self._settle(record, FutureEvent.FINISH)
             case KeyErred() | KilledTask():
                 record = self.futures.get(message.key)
-                if record is not None and not record.over:
-                    record.error = message
+                if record is not None and record.concerned(message.wish):
+                    record.error, record.value = message, None
                     self._settle(record, FutureEvent.FAIL)
             case KeysCancelled():
                 for key in message.keys:
                     record = self.futures.get(key)
-                    if record is not None and not record.over:
+                    if record is not None and record.concerned(message.wish):
                         self._end(record, message.reason, message.lost)
             case KeysRestarted():
                 for key in message.keys:
                     record = self.futures.get(key)
-                    if record is not None and not record.over:
+                    if record is not None and record.concerned(message.wish):
                         record.status = FUTURE.advance(record.status, FutureEvent.RESTART, key)
                         record.value = record.error = None
                         if record.event is not None:
@@ -101,6 +104,17 @@ class ClientCore:
                 self._on_lost(message.reason)
             case _:
                 assert_never(message)
+
+    def _on_said(self, message: Any) -> None:
+        if isinstance(message, Submit | Want):
+            self._wish += 1
+            message.wish = self._wish
+            for key in message.wants if isinstance(message, Submit) else message.keys:
+                record = self.futures.get(key)
+                if record is not None:
+                    record.said += 1
+                    record.wish = self._wish
+        self._effects.append(Send("", message))
 
     def _settle(self, record: FutureRecord, event: FutureEvent) -> None:
         record.status = FUTURE.advance(record.status, event, record.key)

@@ -6,7 +6,10 @@ from typing import Any
 
 from shoal.core.effects import Effect, Send
 from shoal.core.scheduler.roster import ClientRecord, WorkerRecord, WorkerState
-from shoal.messages import FreeKeys, KeysRestarted
+from shoal.messages import FreeKeys, KeyErred, KeysCancelled, KeysDone, KeysRestarted, KilledTask
+
+#: What clients are told of keys: it carries the last wish of theirs that was heard.
+NEWS = frozenset({KeysDone, KeyErred, KilledTask, KeysCancelled, KeysRestarted})
 
 
 class Outbox:
@@ -28,13 +31,16 @@ class Outbox:
 
     def tell(self, peer: WorkerRecord | ClientRecord, message: Any) -> None:
         """Put ``message`` in line for ``peer``; it leaves when the turn ends."""
+        if isinstance(peer, ClientRecord) and type(message) in NEWS:
+            message.wish = peer.wish
         peer.out.append(message)
         self._speakers[peer] = None
 
     def tell_keys(self, client: ClientRecord, kind: type[KeysRestarted], key: str) -> None:
         """As :meth:`tell`, joining a message of the same kind that stands last."""
-        if client.out and type(client.out[-1]) is kind:
-            client.out[-1].keys.append(key)
+        last = client.out[-1] if client.out else None
+        if type(last) is kind and last.wish == client.wish:
+            last.keys.append(key)
         else:
             self.tell(client, kind([key]))
 

@@ -189,6 +189,7 @@ class SchedulerCore:
                     if (task := state.tasks.get(key)) is not None:
                         state.unwant(client, task)
             case Want():
+                client.wish = message.wish
                 self._on_want(client, message.keys)
             case Cancel():
                 for key in message.keys:
@@ -215,6 +216,7 @@ class SchedulerCore:
 
     def _on_submit(self, client: ClientRecord, message: Submit) -> None:
         state = self.state
+        client.wish = message.wish
         for fn, payload in message.functions.items():
             function = state.functions.get(fn)
             if function is None:

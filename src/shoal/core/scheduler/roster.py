@@ -152,12 +152,14 @@ class WorkerRecord:
 class ClientRecord:
     """One client."""
 
-    __slots__ = ("functions", "id", "name", "out", "wants")
+    __slots__ = ("functions", "id", "name", "out", "wants", "wish")
 
     def __init__(self, id: ClientId, name: str = "") -> None:
         self.id = id
         self.name = name
         self.wants: dict[Task, None] = {}
+        #: The last of its wishes that was heard.
+        self.wish = 0
         #: Functions that it sent and may refer to.
         self.functions: set[str] = set()
         self.out: list[Any] = []

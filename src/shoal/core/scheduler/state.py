@@ -298,8 +298,9 @@ class SchedulerState(Outbox):
         if task.who_wants:
             for client in task.who_wants:
                 done = Done(task.key, task.nbytes, task.type, value)
-                if client.out and type(client.out[-1]) is KeysDone:
-                    client.out[-1].items.append(done)
+                last = client.out[-1] if client.out else None
+                if type(last) is KeysDone and last.wish == client.wish:
+                    last.items.append(done)
                 else:
                     self.tell(client, KeysDone([done]))
 

@@ -138,8 +138,8 @@ class Task:
 
     __slots__ = (
         "attempt", "deaths", "dependents", "deps", "error", "estimate", "fn", "key", "linked", "n_waiters", "n_waiting",
-        "nbytes", "options", "origin", "payload", "prefix", "priority", "retries", "seq", "state", "type", "who_has", "who_wants",
-        "worker",
+        "nbytes", "options", "origin", "payload", "prefix", "priority", "retries", "seq", "state", "type", "who_has",
+        "who_wants", "worker",
     )  # fmt: skip
 
     def __init__(self, key: str, prefix: TaskPrefix) -> None:
