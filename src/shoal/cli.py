@@ -105,3 +105,53 @@ def _parse_resources(text: str) -> dict[str, float]:
         except ValueError:
             raise click.BadParameter(f"write NAME=NUMBER, got {pair!r}", param_hint="--resources") from None
     return found
+
+
+@main.command()
+@click.option("--seed", type=int, help="Run one seed, and tell its story if it breaks.")
+@click.option("--seeds", default="0:300", show_default=True, help="A range of seeds, as FIRST:LAST.")
+@click.option("--jobs", type=click.IntRange(1), help="Processes; as many as there are processors by default.")
+@click.option("--workers", type=click.IntRange(0), help="Workers at the start, in place of what the seed draws.")
+@click.option("--tasks", type=click.IntRange(1), help="Tasks of one submission, in place of what the seed draws.")
+@click.option("--faults", type=click.IntRange(0), help="Misfortunes, in place of what the seed draws.")
+def sim(
+    seed: int | None, seeds: str, jobs: int | None, workers: int | None, tasks: int | None, faults: int | None
+) -> None:
+    """Run clusters of the real cores in virtual time; status 1 if one breaks."""
+    from rich.console import Console
+    from rich.progress import Progress
+    from rich.table import Table
+
+    from shoal import config
+    from shoal.sim import campaign
+    from shoal.sim.options import Options
+
+    given = {"workers": workers, "tasks": tasks, "faults": faults}
+    if seed is not None:
+        options = Options.draw(seed, **given)
+        told = campaign.story(options)
+        click.echo(told)
+        raise SystemExit(0 if "runs clean" in told else 1)
+    first, _, last = seeds.partition(":")
+    if not (first.isdigit() and last.isdigit()) or int(first) >= int(last):
+        raise click.BadParameter(f"write FIRST:LAST, got {seeds!r}", param_hint="--seeds")
+    total = campaign.Report()
+    console = Console()
+    wanted = range(int(first), int(last))
+    with Progress(console=console) as progress:
+        bar = progress.add_task("simulating", total=len(wanted))
+        for report in campaign.campaign(wanted, given, jobs or config.cpu_count()):
+            total.add(report)
+            progress.advance(bar, report.runs)
+    table = Table("what happened", "how often", title=f"{total.runs:,} runs, {total.steps:,} events")
+    for what, count in sorted(total.counters.items()):
+        table.add_row(what, f"{count:,}")
+    console.print(table)
+    for broken, what in sorted(total.broken.items())[:10]:
+        console.print(f"seed {broken}: {what.strip().splitlines()[-1][:200]}", style="red", markup=False)
+    if total.broken:
+        worst = min(total.broken)
+        click.echo(f"\n{len(total.broken)} of {total.runs} seeds broke; the story of the first:\n")
+        click.echo(campaign.story(Options.draw(worst, **given)))
+        raise SystemExit(1)
+    console.print(f"all {total.runs:,} runs were right")

@@ -1,0 +1,75 @@
+"""A few hundred simulated clusters: all right, all kinds of events reached, the same under every hash seed."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+from click.testing import CliRunner
+
+from shoal.cli import main
+from shoal.sim import campaign
+from shoal.sim.options import Options
+from shoal.sim.world import run
+
+#: Kinds of events that must keep happening, with how often at least in the runs below.
+REACHED = {
+    "submit": 500, "results": 1500, "executions": 4000, "transfers": 500, "crash": 80, "join": 80, "cut": 80,
+    "slow worker": 50, "slow link": 50, "deaf worker": 50, "unreachable peers": 5, "partial answers": 3,
+    "release": 100, "cancel": 80, "cancellations": 50, "resubmit": 100, "retry": 50, "vanish": 20,
+    "tasks that raise": 100, "reschedules": 50, "errors": 80,
+}  # fmt: skip
+
+
+def test_a_few_hundred_seeds_are_right_and_reach_what_they_should() -> None:
+    """Each breaks nothing; together they see everything."""
+    report = campaign.run_batch(range(300), {})
+    assert not report.broken, campaign.story(Options.draw(min(report.broken)))
+    missed = {what: report.counters[what] for what, least in REACHED.items() if report.counters[what] < least}
+    assert not missed
+
+
+def test_larger_clusters() -> None:
+    """Twenty workers, hundreds of tasks, many misfortunes."""
+    report = campaign.run_batch(range(5), {"workers": 20, "tasks": 300, "faults": 40})
+    assert not report.broken, report.broken
+
+
+@pytest.mark.parametrize("hash_seed", ["0", "12345"])
+def test_a_seed_is_the_same_run_under_every_hash_seed(hash_seed: str) -> None:
+    """To the last message."""
+    code = (
+        "from shoal.sim.options import Options; from shoal.sim.world import run\n"
+        "print([run(Options.draw(seed))[0].trace for seed in range(40)])"
+    )
+    environment = {**os.environ, "PYTHONHASHSEED": hash_seed}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    assert done.stdout.strip() == str([run(Options.draw(seed))[0].trace for seed in range(40)])
+
+
+def test_a_run_that_breaks_is_told_short(monkeypatch) -> None:
+    """What broke, the acts that matter and no others, and what was said last."""
+    from shoal.core.worker.reactor import WorkerCore
+
+    real = WorkerCore._on_holders
+    monkeypatch.setattr(WorkerCore, "_on_holders", lambda self, record, holders: None)
+    report = campaign.run_batch(range(200), {})
+    assert report.broken
+    options = Options.draw(min(report.broken))
+    told = campaign.story(options)
+    assert f"seed {options.seed}" in told
+    assert "what had to happen" in told
+    monkeypatch.setattr(WorkerCore, "_on_holders", real)
+    assert "runs clean" in campaign.story(options)
+
+
+def test_the_command() -> None:
+    """A range, one seed, and a range that is none."""
+    runner = CliRunner()
+    done = runner.invoke(main, ["sim", "--seeds", "0:30", "--jobs", "2"])
+    assert done.exit_code == 0, done.output
+    assert "all 30 runs were right" in done.output
+    assert "runs clean" in runner.invoke(main, ["sim", "--seed", "3", "--faults", "2"]).output
+    assert runner.invoke(main, ["sim", "--seeds", "5"]).exit_code == 2
