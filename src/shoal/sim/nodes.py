@@ -32,13 +32,16 @@ class WorkerNode:
 
     def __init__(self, world: World, name: str, nthreads: int) -> None:
         self.world, self.name, self.nthreads = world, name, nthreads
-        self.core = WorkerCore(name, nthreads, validate=world.validate)
+        self.resources = {"R": 1.0} if world.options.resources else None
+        self.core = WorkerCore(name, nthreads, self.resources, validate=world.validate)
         self.values: dict[str, bytes] = {}
         self.alive = True
         #: How many times longer its tasks take.
         self.slowness = 1.0
         #: Until when it answers no peer.
         self.deaf_until = 0.0
+        #: How many keys that peers ask for it will say not to have.
+        self.forgets = 0
         self.up: Wire | None = None
         self._queue: deque[Run] = deque()
         self._cancelled: set[str] = set()
@@ -49,7 +52,11 @@ class WorkerNode:
     def register(self) -> None:
         """Say hello to the scheduler."""
         assert self.up is not None
-        self.up.send(RegisterWorker(self.name, self.name, [f"sim://{self.name}"], self.nthreads, 0, 1, "host"))
+        self.up.send(
+            RegisterWorker(
+                self.name, self.name, [f"sim://{self.name}"], self.nthreads, 0, 1, "host", resources=self.resources
+            )
+        )
 
     @property
     def running(self) -> list[str]:
@@ -123,6 +130,11 @@ class WorkerNode:
     def serve(self, fetch: Fetch) -> FetchDone:
         """Answer a peer."""
         got = [key for key in fetch.keys if key in self.values]
+        if got and self.forgets:
+            self.forgets -= 1
+            self.world.count("values that were forgotten")
+            lost = got.pop()
+            return FetchDone(self.name, [(key, 8, "bytes") for key in got], [lost], {})
         missing = [key for key in fetch.keys if key not in self.values]
         if len(got) > 1 and self.world.random.random() < 0.2:
             got = got[: len(got) // 2]  # an answer may hold a part only

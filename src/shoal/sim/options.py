@@ -32,6 +32,8 @@ class Options:
     flaky: float
     broken: float
     retries: int
+    #: Whether some submissions need the one unit of a resource that each worker has.
+    resources: bool
     #: Tasks sent ahead for each thread.
     saturation: float
     #: Shape of the graphs.
@@ -56,6 +58,7 @@ class Options:
             "flaky": rng.choice([0.0, 0.0, 0.2]),
             "broken": rng.choice([0.0, 0.0, 0.05]),
             "retries": rng.randint(0, 2),
+            "resources": rng.random() < 0.3,
             "saturation": rng.choice([1.0, 1.1, 2.0]),
             "shape": rng.choice(["map", "chains", "tree", "shuffle", "random", "random"]),
         }

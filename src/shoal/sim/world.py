@@ -54,6 +54,8 @@ MISFORTUNES = {
     "resubmit": 4,
     "retry": 2,
     "vanish": 1,
+    "changes of mind": 4,
+    "forgetful worker": 2,
 }
 
 
@@ -315,6 +317,8 @@ class World:
             client.retry(some)
         elif act.kind == "resubmit" and self.oracle.tasks:
             self._resubmit(client, rng)
+        elif act.kind == "changes of mind" and some:
+            self._change_mind(client, rng, some, rng.randint(2, 6))
         elif act.kind == "vanish":
             client.alive = False
             del self.clients[client.name]
@@ -342,8 +346,31 @@ class World:
             wire = self._down.get(worker.name)
             if wire is not None:
                 wire.slowness = rng.uniform(0.0, 0.5)
+        elif kind == "forgetful worker":
+            worker.forgets = rng.randint(1, 3)
         elif kind == "deaf worker":
             worker.deaf_until = self.now + rng.uniform(0.1, 1.0)
+
+    def _change_mind(self, client: ClientNode, rng: Random, keys: list[str], times: int) -> None:
+        """Let go of keys and want them again, several times in a short while."""
+        if not client.alive:
+            return
+        for key in keys:
+            record = client.core.futures.get(key)
+            for _ in range(record.refs if record is not None else 0):
+                client.release(key)
+        pause = rng.choice([0.0, 0.001, 0.05, 0.3])
+
+        def again() -> None:
+            if client.alive:
+                for key in keys:
+                    self._resubmit(client, rng, key)
+                if times > 1:
+                    self.after(
+                        rng.choice([0.0, 0.001, 0.05, 0.3]), lambda: self._change_mind(client, rng, keys, times - 1)
+                    )
+
+        self.after(pause, again)
 
     def _submit(self, client: ClientNode, rng: Random) -> None:
         tasks = graph(self.options.shape, self.options.tasks, rng, f"t{len(self.oracle.tasks)}")
@@ -358,7 +385,10 @@ class World:
             wants.append(key)
         self.oracle.tasks.update(tasks)
         self.oracle.expected.update(expected)
-        client.submit(tasks, wants, TaskOptions(retries=self.options.retries, priority=rng.randint(-1, 1)))
+        needs = {"R": 1.0} if self.options.resources and rng.random() < 0.5 else None
+        self.count("submissions with resources" if needs else "submissions without resources")
+        options = TaskOptions(retries=self.options.retries, priority=rng.randint(-1, 1), resources=needs)
+        client.submit(tasks, wants, options)
 
     def _resubmit(self, client: ClientNode, rng: Random, key: str = "") -> None:
         """The same keys again, with all that they are computed from."""

@@ -52,7 +52,6 @@ from shoal.messages import (
     RunFunction,
     Shutdown,
     Submit,
-    TaskError,
     Unwant,
     Want,
     WorkerDied,
@@ -230,22 +229,11 @@ class SchedulerCore:
             task, new = state.define(spec, options, generation)
             if new and spec.deps:
                 fresh.append((task, spec.deps))
-        unlinked: list[tuple[Task, str]] = []
         for task, deps in fresh:
-            unknown = state.link(task, deps)
-            if unknown is not None:
-                unlinked.append((task, unknown))
-        tasks = state.tasks
+            state.link(task, deps)
         self._on_want(client, message.wants)
-        for task, unknown in unlinked:
-            text = f"LostDataError: its input {unknown!r} is not known here: it was cancelled or released"
-            if unknown == task.key:
-                text = f"UsageError: {unknown!r} needs its own result"
-            error = TaskError(None, None, text)
-            if task.active:
-                state.fail(task, error, unknown)
         for spec in message.tasks:
-            task_or_none = tasks.get(spec.key)
+            task_or_none = state.tasks.get(spec.key)
             if task_or_none is not None and not task_or_none.needed:
                 state.unwant(client, task_or_none)
 
@@ -470,6 +458,8 @@ class SchedulerCore:
             holder = state.workers.get(WorkerId(holder_id))
             if holder is not None:
                 state.lose_replica(task, holder)
+                if task.worker is not holder:
+                    state.free(holder, task.key)  # so that both agree, whatever it is that it has
         for holder_id in message.unreachable:
             holder = state.workers.get(WorkerId(holder_id))
             if holder is None:

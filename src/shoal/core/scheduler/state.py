@@ -48,6 +48,13 @@ def _lost_error(key: str) -> TaskError:
     return TaskError(None, None, f"LostDataError: its input {key!r} was scattered and its last copy is gone")
 
 
+def _unknown_error(task: Task) -> TaskError:
+    if task.unknown == task.key:
+        return TaskError(None, None, f"UsageError: {task.key!r} needs its own result")
+    text = f"LostDataError: its input {task.unknown!r} is not known here: it was cancelled or released"
+    return TaskError(None, None, text)
+
+
 class SchedulerState(Outbox):
     """Tasks, workers, nannies, clients, and their indexes."""
 
@@ -112,12 +119,8 @@ class SchedulerState(Outbox):
         task = self.tasks.get(spec.key)
         if task is None:
             task = self.tasks[spec.key] = Task(spec.key, self.prefix(spec.key))
-        elif not task.linked and task.state is TaskState.ERRED:
-            self._advance(task, TaskEvent.RELEASE)
-            task.error, task.origin, task.linked = None, "", True
-            self._forget_function(task)
-            for client in task.who_wants or ():
-                self.tell_keys(client, KeysRestarted, task.key)
+        elif task.unknown and task.state in (TaskState.ERRED, TaskState.RELEASED):
+            self._redefine(task)
         elif task.fn is not None or task.state is not TaskState.RELEASED:
             return task, False
         task.fn = spec.fn
@@ -131,21 +134,29 @@ class SchedulerState(Outbox):
                 function.n_tasks += 1
         return task, True
 
-    def link(self, task: Task, deps: list[str]) -> str | None:
-        """Tie a newly defined task to its inputs; return the key of one that is not known, if any."""
+    def _redefine(self, task: Task) -> None:
+        """``task`` could not run for want of an input; now its recipe comes again."""
+        if task.state is TaskState.ERRED:
+            self._advance(task, TaskEvent.RELEASE)
+            for client in task.who_wants or ():
+                self.tell_keys(client, KeysRestarted, task.key)
+        task.error, task.origin, task.unknown = None, "", ""
+        self._forget_function(task)
+
+    def link(self, task: Task, deps: list[str]) -> None:
+        """Tie a newly defined task to its inputs; where one is not known, it will fail once it is needed."""
         found = []
         for key in dict.fromkeys(deps):
             dep = self.tasks.get(key)
             if dep is None or dep.lost or dep is task:
-                task.linked = False
-                return key
+                task.unknown = key
+                return
             found.append(dep)
         task.deps = tuple(found)
         for dep in found:
             if dep.dependents is None:
                 dep.dependents = {}
             dep.dependents[task] = None
-        return None
 
     def require(self, task: Task) -> None:
         """See to it that a released task, and all that it needs, is on its way."""
@@ -155,6 +166,9 @@ class SchedulerState(Outbox):
             if t.state is not TaskState.RELEASED:
                 continue
             self._advance(t, TaskEvent.REQUIRE)
+            if t.unknown:
+                self.fail(t, _unknown_error(t), t.unknown)
+                continue
             missing = 0
             failed: Task | None = None
             for dep in t.deps:
@@ -235,11 +249,12 @@ class SchedulerState(Outbox):
 
     def give_back(self, task: Task, tell_worker: bool = True) -> None:
         """Take a processing task from its worker, with those assigned ahead of it; they wait anew."""
-        found = [task]
+        found, known = [task], {task}
         for t in found:  # grows while it is walked
-            found += [
-                d for d in t.dependents or () if d.state is TaskState.PROCESSING and d.n_waiting and d not in found
-            ]
+            for dependent in t.dependents or ():
+                if dependent.state is TaskState.PROCESSING and dependent.n_waiting and dependent not in known:
+                    known.add(dependent)
+                    found.append(dependent)
         for t in reversed(found):
             worker = t.worker
             assert worker is not None
@@ -266,13 +281,17 @@ class SchedulerState(Outbox):
         if not task.lost:
             for client in task.who_wants or ():
                 self.tell_keys(client, KeysRestarted, task.key)
-        for dependent in tuple(task.dependents or ()):
+        processing = []
+        for dependent in task.dependents or ():
             if dependent.state is TaskState.WAITING:
                 dependent.n_waiting += 1
             elif dependent.state in (TaskState.QUEUED, TaskState.NO_WORKER):
                 self._advance(dependent, TaskEvent.BLOCK)
                 dependent.n_waiting = 1
             elif dependent.state is TaskState.PROCESSING:
+                processing.append(dependent)
+        for dependent in processing:
+            if dependent.state is TaskState.PROCESSING:  # or it was given back with one that it was assigned ahead of
                 self.give_back(dependent)
         if task.lost:
             self._lose_scattered(task, worker)
@@ -356,7 +375,7 @@ class SchedulerState(Outbox):
         erred: dict[Task, None] = {}
         while stack:
             t = stack.pop()
-            if t.state is TaskState.ERRED and t.linked and t not in erred:
+            if t.state is TaskState.ERRED and t not in erred:
                 erred[t] = None
                 stack.extend(t.deps)
         for t in erred:

@@ -137,9 +137,9 @@ class Task:
     """The record of one key. Only :class:`~shoal.core.scheduler.state.SchedulerState` changes it."""
 
     __slots__ = (
-        "attempt", "deaths", "dependents", "deps", "error", "estimate", "fn", "key", "linked", "n_waiters", "n_waiting",
-        "nbytes", "options", "origin", "payload", "prefix", "priority", "retries", "seq", "state", "type", "who_has",
-        "who_wants", "worker",
+        "attempt", "deaths", "dependents", "deps", "error", "estimate", "fn", "key", "n_waiters", "n_waiting",
+        "nbytes", "options", "origin", "payload", "prefix", "priority", "retries", "seq", "state", "type", "unknown",
+        "who_has", "who_wants", "worker",
     )  # fmt: skip
 
     def __init__(self, key: str, prefix: TaskPrefix) -> None:
@@ -151,8 +151,8 @@ class Task:
         self.payload: Any = None
         self.options: Options | None = None
         self.deps: tuple[Task, ...] = ()
-        #: False where an input was not known when it was submitted: it cannot run, however often it is tried.
-        self.linked = True
+        #: The key of an input that was not known when it was submitted: it cannot run, however often it is tried.
+        self.unknown = ""
         #: Known tasks that have this one as an input, as an ordered set; made on first use.
         self.dependents: dict[Task, None] | None = None
         #: How many inputs are not in memory; kept while active. A processing task that lacks some was assigned ahead

@@ -1,0 +1,111 @@
+"""Break the cores one line at a time, and see that the simulator finds each.
+
+    python tools/mutations.py [--seeds N] [--only TEXT]
+
+Each mutation is made in a copy of the sources. Status 1 if one is not found, or cannot be made any more.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+SOURCE = Path(__file__).parents[1] / "src"
+STATE, SCHEDULER = "core/scheduler/state.py", "core/scheduler/reactor.py"
+WORKER, CLIENT = "core/worker/reactor.py", "core/client/reactor.py"
+
+#: What is broken, where, and how: the text that goes, and what comes in its place.
+MUTATIONS: list[tuple[str, str, str, str]] = [
+    ("a finished task does not wake its dependents", STATE,
+     "                if dependent.n_waiting == 0:\n                    self._ready.append(dependent)\n            elif",
+     "                if dependent.n_waiting == 0:\n                    pass\n            elif"),
+    ("clients do not hear of results", STATE, "        if task.who_wants:\n            for client", "        if False:\n            for client"),
+    ("tasks of a dead worker stay with it", STATE, "            if task.worker is worker:\n                self.give_back", "            if False:\n                self.give_back"),
+    ("results of a dead worker are still counted on", STATE, "        for task in tuple(worker.has_what):\n            self.lose_replica(task, worker)", "        pass"),
+    ("copies of released tasks are not freed", STATE, "                self.free(worker, task.key)\n                self._forget_replica", "                self._forget_replica"),
+    ("reports of earlier assignments count", SCHEDULER, "task.worker is worker and task.attempt == item.attempt", "task.worker is worker"),
+    ("assignments are numbered for each key", STATE, "        task.attempt = self.attempts\n", "        task.attempt += 1\n"),
+    ("what was assigned ahead of a failure is not taken back", STATE, "                if t is not task and worker is not None:", "                if False and worker is not None:"),
+    ("what was assigned ahead is not taken back with its input", STATE, "                    known.add(dependent)\n                    found.append(dependent)\n", "                    known.add(dependent)\n"),
+    ("what was assigned ahead is never counted as work", STATE, "        worker.n_ahead -= 1\n        task.estimate", "        task.estimate"),
+    ("a task runs without an input that is not known", STATE, "            if t.unknown:\n", "            if False:\n"),
+    ("what nobody wants any more is kept", STATE, "        if not task.needed:\n            self._loose.append(task)\n\n    def cancel", "    def cancel"),
+    ("a cancellation is not told", STATE, "                    self.tell(other, KeysCancelled([t.key], reason))", "                    pass"),
+    ("a vanished client still wants", SCHEDULER, "        for task in tuple(client.wants):\n            state.unwant(client, task)\n        state.drop", "        state.drop"),
+    ("a missing copy is not struck off", SCHEDULER, "            if holder is not None:\n                state.lose_replica(task, holder)\n", "            if holder is not None:\n"),
+    ("a lost input does not block its dependents", STATE, "                dependent.n_waiting += 1\n", "                pass\n"),
+    ("an error does not reach the dependents", STATE, "            stack.extend(t.dependents or ())\n            if not t.needed", "            if not t.needed"),
+    ("old news hits new wishes", "core/client/future.py", "self.wished == self.said and wish >= self.wish", "True"),
+    ("the last release is not told", CLIENT, "            self._unwanted.append(record.key)", "            pass"),
+    ("a thread that ended is still counted", WORKER, "        self.slots.give(record, outcome.stop - outcome.start if began else None)", "        pass"),
+    ("resources are not given back", "core/worker/slots.py", "            self.available[name] += amount", "            pass"),
+    ("a dropped attempt holds on to its inputs", WORKER, "        self._attempt(record, AttemptEvent.DROP)\n        self._release_deps(record)", "        self._attempt(record, AttemptEvent.DROP)"),
+    ("what is wanted after an activity is not begun", WORKER, "        if record.goal is Goal.COMPUTE:\n            self._begin(record)\n        elif record.waiters:", "        if record.waiters:"),
+    ("a missing key is not reported", WORKER, "        self._out.append(Missing(record.key,", "        (Missing(record.key,"),
+    ("what did not fit into an answer is forgotten", WORKER, "        for record in records.values():\n            # Neither", "        for record in ():\n            # Neither"),
+    ("a value that is here is not reported when asked for", WORKER, "        if record.replica is ReplicaState.HELD:\n            self._report_done(record)\n        elif", "        if record.replica is ReplicaState.HELD:\n            pass\n        elif"),
+    ("a record is forgotten while a thread is at work", WORKER, "record.goal is not Goal.DROP or record.waiters or record.busy or", "record.goal is not Goal.DROP or record.waiters or"),
+    ("a copy that arrives is not reported", WORKER, "            if record.goal is Goal.COMPUTE:\n                self._report_done(record)\n            else:\n                self._add_key(record)\n            self._stored(record)\n        for key, reason", "            self._stored(record)\n        for key, reason"),
+    ("waiting tasks are not told of a value that came", WORKER, "            waiter.n_missing -= 1\n            if waiter.n_missing == 0:\n                self._prepare(waiter)", "            waiter.n_missing -= 1"),
+]  # fmt: skip
+
+_RUN = """
+import sys
+from shoal.sim.options import Options
+from shoal.sim.world import run
+for seed in range(int(sys.argv[1])):
+    broken = run(Options.draw(seed))[1]
+    if broken:
+        print(seed, broken.strip().splitlines()[0 if "Violation" in broken else -1][:110])
+        sys.exit(1)
+"""
+
+
+def find(mutation: tuple[str, str, str, str], seeds: int) -> str:
+    """Make one mutation in a copy; return what the simulator says, or nothing."""
+    _, path, old, new = mutation
+    with tempfile.TemporaryDirectory() as directory:
+        shutil.copytree(SOURCE, directory, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
+        file = Path(directory) / "shoal" / path
+        text = file.read_text()
+        if text.count(old) != 1:
+            return f"CANNOT BE MADE: its text is there {text.count(old)} times"
+        file.write_text(text.replace(old, new))
+        environment = {**os.environ, "PYTHONPATH": directory, "PYTHONDONTWRITEBYTECODE": "1"}
+        command = [sys.executable, "-c", _RUN, str(seeds)]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False, timeout=600)
+        return f"seed {done.stdout.strip()}" if done.returncode == 1 and done.stdout else done.stderr.strip()[-300:]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=1000)
+    parser.add_argument("--only", default="")
+    options = parser.parse_args()
+    chosen = [mutation for mutation in MUTATIONS if options.only in mutation[0]]
+    table = Table("broken", "found by")
+    missed = 0
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        told = pool.map(lambda mutation: find(mutation, options.seeds), chosen)
+        for mutation, what in zip(track(chosen), told, strict=False):
+            good = what.startswith("seed ")
+            missed += not good
+            table.add_row(mutation[0], what if good else f"[red]{what or 'NOT FOUND'}[/red]")
+    console = Console(width=150)
+    console.print(table)
+    console.print(f"{len(chosen) - missed} of {len(chosen)} found")
+    raise SystemExit(1 if missed else 0)
+
+
+if __name__ == "__main__":
+    main()
