@@ -22,6 +22,7 @@ from rich.table import Table
 
 SOURCE = Path(__file__).parents[1] / "src"
 STATE, SCHEDULER = "core/scheduler/state.py", "core/scheduler/reactor.py"
+ASSIGNMENT = "core/scheduler/assignment.py"
 WORKER, CLIENT = "core/worker/reactor.py", "core/client/reactor.py"
 
 #: What is broken, where, and how: the text that goes, and what comes in its place.
@@ -34,10 +35,10 @@ MUTATIONS: list[tuple[str, str, str, str]] = [
     ("results of a dead worker are still counted on", STATE, "        for task in tuple(worker.has_what):\n            self.lose_replica(task, worker)", "        pass"),
     ("copies of released tasks are not freed", STATE, "                self.free(worker, task.key)\n                self._forget_replica", "                self._forget_replica"),
     ("reports of earlier assignments count", SCHEDULER, "task.worker is worker and task.attempt == item.attempt", "task.worker is worker"),
-    ("assignments are numbered for each key", STATE, "        task.attempt = self.attempts\n", "        task.attempt += 1\n"),
+    ("assignments are numbered for each key", ASSIGNMENT, "        task.attempt = self.attempts\n", "        task.attempt += 1\n"),
     ("what was assigned ahead of a failure is not taken back", STATE, "                if t is not task and worker is not None:", "                if False and worker is not None:"),
     ("what was assigned ahead is not taken back with its input", STATE, "                    known.add(dependent)\n                    found.append(dependent)\n", "                    known.add(dependent)\n"),
-    ("what was assigned ahead is never counted as work", STATE, "        worker.n_ahead -= 1\n        task.estimate", "        task.estimate"),
+    ("what was assigned ahead is never counted as work", ASSIGNMENT, "        worker.n_ahead -= 1\n        task.estimate", "        task.estimate"),
     ("a task runs without an input that is not known", STATE, "            if t.unknown:\n", "            if False:\n"),
     ("what nobody wants any more is kept", STATE, "        if not task.needed:\n            self._loose.append(task)\n\n    def cancel", "    def cancel"),
     ("a cancellation is not told", STATE, "                    self.tell(other, KeysCancelled([t.key], reason))", "                    pass"),

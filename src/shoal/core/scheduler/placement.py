@@ -15,7 +15,7 @@ from shoal.core.scheduler.roster import WorkerRecord
 from shoal.core.scheduler.task import Task, TaskState
 
 if TYPE_CHECKING:
-    from shoal.core.scheduler.state import SchedulerState
+    from shoal.core.scheduler.tables import Tables
 
 #: Holders of one input that are looked at; an input with more copies than this is nearly everywhere.
 HOLDERS_COMPARED: Final = 16
@@ -41,13 +41,13 @@ def allowed(task: Task, worker: WorkerRecord) -> bool:
     )
 
 
-def is_rootish(state: SchedulerState, task: Task) -> bool:
+def is_rootish(state: Tables, task: Task) -> bool:
     """Whether it matters little where ``task`` runs: it has no inputs, or a few that very many others share."""
     many = 2 * state.total_nthreads + 4
     return len(task.deps) <= 4 and all(len(dep.dependents or ()) > many for dep in task.deps)
 
 
-def ahead(state: SchedulerState, task: Task) -> WorkerRecord | None:
+def ahead(state: Tables, task: Task) -> WorkerRecord | None:
     """Return the worker that is to compute all inputs which a waiting task lacks, where it may have the task at once.
 
     Only where nothing is given up by it: the inputs that are there are there, no input has other tasks that need it
@@ -73,7 +73,7 @@ def ahead(state: SchedulerState, task: Task) -> WorkerRecord | None:
     return worker
 
 
-def choose(state: SchedulerState, task: Task) -> WorkerRecord | None:
+def choose(state: Tables, task: Task) -> WorkerRecord | None:
     """Return the worker for a task with inputs or restrictions, or None where none may run it."""
     if is_restricted(task):
         candidates = [w for w in state.workers.values() if w.running and allowed(task, w)]
@@ -95,7 +95,7 @@ def choose(state: SchedulerState, task: Task) -> WorkerRecord | None:
     return _soonest(state, task, found)
 
 
-def _soonest(state: SchedulerState, task: Task, candidates: Iterable[WorkerRecord]) -> WorkerRecord | None:
+def _soonest(state: Tables, task: Task, candidates: Iterable[WorkerRecord]) -> WorkerRecord | None:
     best: WorkerRecord | None = None
     best_cost: tuple[float, int, str] = (0.0, 0, "")
     for worker in candidates:

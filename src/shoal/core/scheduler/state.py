@@ -8,27 +8,18 @@ turn ends. Messages are gathered on the record of their receiver and leave when 
 
 from __future__ import annotations
 
-from collections import deque
-from typing import Any, Final
+from typing import Any
 
-from shoal.core.scheduler import placement
-from shoal.core.scheduler.outbox import Outbox
-from shoal.core.scheduler.queues import OpenWorkers, TaskQueue
+from shoal.core.scheduler.assignment import Assignment
 from shoal.core.scheduler.roster import (
     WORKER,
     ClientRecord,
     FunctionRecord,
-    NannyRecord,
     WorkerEvent,
     WorkerRecord,
 )
-from shoal.core.scheduler.settings import Settings
-from shoal.core.scheduler.task import TASK, Task, TaskEvent, TaskPrefix, TaskState
-from shoal.ids import ClientId, SlotId, WorkerId, key_prefix
+from shoal.core.scheduler.task import Task, TaskEvent, TaskState
 from shoal.messages import (
-    Compute,
-    ComputeTask,
-    Dep,
     Done,
     KeyErred,
     KeysCancelled,
@@ -39,9 +30,6 @@ from shoal.messages import (
     TaskError,
     TaskSpec,
 )
-
-#: Tasks that a worker is given before their inputs are computed there.
-AHEAD_MOST: Final = 256
 
 
 def _lost_error(key: str) -> TaskError:
@@ -55,64 +43,8 @@ def _unknown_error(task: Task) -> TaskError:
     return TaskError(None, None, text)
 
 
-class SchedulerState(Outbox):
-    """Tasks, workers, nannies, clients, and their indexes."""
-
-    def __init__(self, settings: Settings) -> None:
-        super().__init__()
-        self.settings = settings
-        self.bandwidth = settings.bandwidth
-        self.tasks: dict[str, Task] = {}
-        self.prefixes: dict[str, TaskPrefix] = {}
-        self.functions: dict[str, FunctionRecord] = {}
-        self.workers: dict[WorkerId, WorkerRecord] = {}
-        self.nannies: dict[SlotId, NannyRecord] = {}
-        self.clients: dict[ClientId, ClientRecord] = {}
-        self.queue = TaskQueue()
-        self.open = OpenWorkers(settings.backlog)
-        #: Tasks that no worker may run, as an ordered set.
-        self.stranded: dict[Task, None] = {}
-        self.total_nthreads = 0
-        self.generation = 0
-        #: Assignments so far; numbers are never used twice, also not for a key that was forgotten and came again.
-        self.attempts = 0
-        #: (key, before, event, after, stimulus, when), the newest last.
-        self.story: deque[tuple[str, str, str, str, str, float]] = deque(maxlen=settings.story_length)
-        self.transitions = 0
-        self.stimulus = ""
-        self.now = 0.0
-        self._ready: list[Task] = []
-        self._loose: list[Task] = []
-        #: Waiting tasks that may perhaps be assigned ahead of time.
-        self._hopeful: list[Task] = []
-
-    # -------------------------------------------------------------------------------------------- transitions
-
-    def _advance(self, task: Task, event: TaskEvent) -> None:
-        before = task.state
-        after = TASK.advance(before, event, task.key, self.story_of(task.key) if before is TaskState.FORGOTTEN else ())
-        task.state = after
-        self.transitions += 1
-        self.story.append((task.key, before.label, event.name, after.label, self.stimulus, self.now))
-        if before is TaskState.QUEUED:
-            self.queue.discard(task)
-        elif before is TaskState.NO_WORKER:
-            del self.stranded[task]
-
-    def story_of(self, *keys_or_stimuli: str) -> list[tuple[str, str, str, str, str, float]]:
-        """The rows of the story that concern these keys or stimuli."""
-        wanted = set(keys_or_stimuli)
-        return [row for row in self.story if row[0] in wanted or row[4] in wanted]
-
-    def prefix(self, key: str) -> TaskPrefix:
-        head = key.rpartition("-")[0]
-        found = self.prefixes.get(head)
-        if found is None:
-            name = key_prefix(key)
-            found = self.prefixes.get(name)
-            if found is None:
-                found = self.prefixes[name] = TaskPrefix(name, self.settings.durations.get(name))
-        return found
+class SchedulerState(Assignment):
+    """The methods that carry what happened through the tables."""
 
     def define(self, spec: TaskSpec, options: Options, generation: int) -> tuple[Task, bool]:
         """Return the task for ``spec``, and whether its recipe was taken from it."""
@@ -489,8 +421,6 @@ class SchedulerState(Outbox):
             self.lose_replica(task, worker)
         return assigned
 
-    # -------------------------------------------------------------------------------------------- assignment
-
     def settle(self) -> None:
         """Carry everything through until nothing is left to decide in this turn."""
         while True:
@@ -512,106 +442,3 @@ class SchedulerState(Outbox):
             for task in hopeful:
                 if task.n_waiting and task.state is TaskState.WAITING:
                     self._assign_ahead(task)
-
-    def _place(self, task: Task) -> None:
-        if not placement.is_restricted(task) and placement.is_rootish(self, task):
-            if self.total_nthreads:
-                self._advance(task, TaskEvent.ENQUEUE)
-                self.queue.push(task)
-                return
-            worker = None
-        else:
-            worker = placement.choose(self, task)
-        if worker is not None:
-            self._assign(task, worker)
-        elif task.state is TaskState.WAITING:
-            self._advance(task, TaskEvent.STRAND)
-            self.stranded[task] = None
-
-    def _drain_queue(self) -> None:
-        while self.queue.size:
-            worker = self.open.best()
-            if worker is None:
-                return
-            task = self.queue.peek()
-            assert task is not None, "the queue's size disagrees with its entries"
-            self._assign(task, worker)
-
-    def _assign_ahead(self, task: Task) -> None:
-        """Give ``task`` to the worker that is to run all inputs that it lacks, where that costs no parallelism."""
-        worker = placement.ahead(self, task)
-        if worker is None:
-            return
-        if worker.n_ahead < AHEAD_MOST:
-            self._assign(task, worker)
-        elif worker.postponed is None:
-            worker.postponed = [task]
-        else:
-            worker.postponed.append(task)
-
-    def _catch_up(self, task: Task) -> None:
-        """The last input of ``task``, which was assigned ahead of time, is there: it counts as work now."""
-        worker = task.worker
-        assert worker is not None
-        worker.n_ahead -= 1
-        task.estimate = self._expected(task)
-        worker.occupancy += task.estimate
-        if worker.postponed is not None and worker.n_ahead <= AHEAD_MOST // 2:
-            self._hopeful += worker.postponed
-            worker.postponed = None
-
-    def _expected(self, task: Task) -> float:
-        """Seconds that ``task`` is expected to take."""
-        duration = task.prefix.duration
-        return self.settings.unknown_duration if duration is None else max(duration, 1e-4)
-
-    def _assign(self, task: Task, worker: WorkerRecord) -> None:
-        self._advance(task, TaskEvent.ASSIGN)
-        task.worker = worker
-        self.attempts += 1
-        task.attempt = self.attempts
-        worker.processing[task] = None
-        if task.n_waiting:
-            task.estimate = 0.0
-            worker.n_ahead += 1
-        else:
-            task.estimate = self._expected(task)
-            worker.occupancy += task.estimate
-        if task.dependents and len(task.dependents) == 1:
-            self._hopeful += task.dependents
-        deps = [Dep(d.key, d.nbytes, [w.id for w in d.who_has or ()]) for d in task.deps] if task.deps else []
-        options = task.options
-        item = ComputeTask(
-            task.key,
-            task.attempt,
-            task.fn or "",
-            task.payload,
-            deps,
-            task.priority,
-            bool(task.who_wants),
-            options.resources if options is not None else None,
-        )
-        if task.key in worker.out_free:
-            self.flush_free(worker)
-        out = worker.out
-        if out and type(out[-1]) is Compute:
-            message = out[-1]
-            message.tasks.append(item)
-        else:
-            message = Compute([item], {}, {})
-            self.tell(worker, message)
-        if task.fn and task.fn not in worker.functions:
-            worker.functions.add(task.fn)
-            function = self.functions.get(task.fn)
-            message.functions[task.fn] = function.payload if function is not None else None
-        for dep in deps:
-            self.introduce(worker, dep.holders, message.peers)
-
-    def introduce(self, worker: WorkerRecord, holders: list[str], peers: dict[str, list[str]]) -> None:
-        """Put the addresses of peers that ``worker`` was not told of into ``peers``."""
-        for holder in holders:
-            if holder not in worker.peers:
-                worker.peers.add(holder)
-                record = self.workers.get(WorkerId(holder))
-                if record is not None:
-                    peers[holder] = record.addresses

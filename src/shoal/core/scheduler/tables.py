@@ -1,0 +1,77 @@
+"""The scheduler's containers: tasks, workers, nannies, clients, queues, and the story of all transitions."""
+
+from __future__ import annotations
+
+from collections import deque
+
+from shoal.core.scheduler.outbox import Outbox
+from shoal.core.scheduler.queues import OpenWorkers, TaskQueue
+from shoal.core.scheduler.roster import (
+    ClientRecord,
+    FunctionRecord,
+    NannyRecord,
+    WorkerRecord,
+)
+from shoal.core.scheduler.settings import Settings
+from shoal.core.scheduler.task import TASK, Task, TaskEvent, TaskPrefix, TaskState
+from shoal.ids import ClientId, SlotId, WorkerId, key_prefix
+
+
+class Tables(Outbox):
+    """What the scheduler knows, and the one way in which a task's state changes."""
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__()
+        self.settings = settings
+        self.bandwidth = settings.bandwidth
+        self.tasks: dict[str, Task] = {}
+        self.prefixes: dict[str, TaskPrefix] = {}
+        self.functions: dict[str, FunctionRecord] = {}
+        self.workers: dict[WorkerId, WorkerRecord] = {}
+        self.nannies: dict[SlotId, NannyRecord] = {}
+        self.clients: dict[ClientId, ClientRecord] = {}
+        self.queue = TaskQueue()
+        self.open = OpenWorkers(settings.backlog)
+        #: Tasks that no worker may run, as an ordered set.
+        self.stranded: dict[Task, None] = {}
+        self.total_nthreads = 0
+        self.generation = 0
+        #: Assignments so far; numbers are never used twice, also not for a key that was forgotten and came again.
+        self.attempts = 0
+        #: (key, before, event, after, stimulus, when), the newest last.
+        self.story: deque[tuple[str, str, str, str, str, float]] = deque(maxlen=settings.story_length)
+        self.transitions = 0
+        self.stimulus = ""
+        self.now = 0.0
+        self._ready: list[Task] = []
+        self._loose: list[Task] = []
+        #: Waiting tasks that may perhaps be assigned ahead of time.
+        self._hopeful: list[Task] = []
+
+    # -------------------------------------------------------------------------------------------- transitions
+
+    def _advance(self, task: Task, event: TaskEvent) -> None:
+        before = task.state
+        after = TASK.advance(before, event, task.key, self.story_of(task.key) if before is TaskState.FORGOTTEN else ())
+        task.state = after
+        self.transitions += 1
+        self.story.append((task.key, before.label, event.name, after.label, self.stimulus, self.now))
+        if before is TaskState.QUEUED:
+            self.queue.discard(task)
+        elif before is TaskState.NO_WORKER:
+            del self.stranded[task]
+
+    def story_of(self, *keys_or_stimuli: str) -> list[tuple[str, str, str, str, str, float]]:
+        """The rows of the story that concern these keys or stimuli."""
+        wanted = set(keys_or_stimuli)
+        return [row for row in self.story if row[0] in wanted or row[4] in wanted]
+
+    def prefix(self, key: str) -> TaskPrefix:
+        head = key.rpartition("-")[0]
+        found = self.prefixes.get(head)
+        if found is None:
+            name = key_prefix(key)
+            found = self.prefixes.get(name)
+            if found is None:
+                found = self.prefixes[name] = TaskPrefix(name, self.settings.durations.get(name))
+        return found
