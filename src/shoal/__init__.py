@@ -10,6 +10,9 @@ if TYPE_CHECKING:
     from shoal.client.current import get_client as get_client
     from shoal.client.current import get_worker as get_worker
     from shoal.client.future import Future as Future
+    from shoal.client.inside import rejoin as rejoin
+    from shoal.client.inside import secede as secede
+    from shoal.client.inside import worker_client as worker_client
     from shoal.client.waiting import as_completed as as_completed
     from shoal.client.waiting import wait as wait
     from shoal.deploy.local import LocalCluster as LocalCluster
@@ -34,6 +37,9 @@ _EXPORTS = {
     "default_client": "shoal.client.current",
     "get_client": "shoal.client.current",
     "get_worker": "shoal.client.current",
+    "rejoin": "shoal.client.inside",
+    "secede": "shoal.client.inside",
+    "worker_client": "shoal.client.inside",
     "wait": "shoal.client.waiting",
 }
 __all__ = [
@@ -50,7 +56,10 @@ __all__ = [
     "default_client",
     "get_client",
     "get_worker",
+    "rejoin",
+    "secede",
     "wait",
+    "worker_client",
 ]
 __version__ = "0.1.0"
 

@@ -390,6 +390,13 @@ class Rescheduled(Message):
     attempt: int
 
 
+class LongRunning(Message):
+    """An execution that left the pool of threads: the worker may be given others in its place."""
+
+    key: str
+    attempt: int
+
+
 class AddKeys(Message):
     """Copies that this worker now holds."""
 
@@ -417,7 +424,19 @@ class Heartbeat(Message):
     metrics: dict[str, Any]
 
 
-FromWorker = RegisterWorker | Finished | Failed | Rescheduled | AddKeys | DataPut | Missing | Heartbeat | Answer | Bye
+FromWorker = (
+    RegisterWorker
+    | Finished
+    | Failed
+    | Rescheduled
+    | LongRunning
+    | AddKeys
+    | DataPut
+    | Missing
+    | Heartbeat
+    | Answer
+    | Bye
+)
 
 # ---------------------------------------------------------------------------------------------- scheduler → worker
 

@@ -129,6 +129,18 @@ class Command(Event):
     rid: int = 0
 
 
+class Seceded(Event):
+    """The task in this thread left the pool: it does not count as work any more, and another may start."""
+
+    key: str
+
+
+class Rejoined(Event):
+    """The task of this key is back in the pool."""
+
+    key: str
+
+
 class Said(Event):
     """The user of a client wants this told to the scheduler."""
 

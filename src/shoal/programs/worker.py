@@ -12,7 +12,18 @@ from uuid import uuid4
 
 from shoal import config
 from shoal.core.effects import CallUser, CancelRun, Drop, Effect, Fetch, Functions, Run, Send, Stop
-from shoal.core.events import CallDone, FetchDone, FetchFailed, LinkLost, Outcome, Outcomes, PutDone, Received
+from shoal.core.events import (
+    CallDone,
+    FetchDone,
+    FetchFailed,
+    LinkLost,
+    Outcome,
+    Outcomes,
+    PutDone,
+    Received,
+    Rejoined,
+    Seceded,
+)
 from shoal.core.worker.reactor import WorkerCore
 from shoal.errors import LinkError, SerializationError, StartError
 from shoal.messages import (
@@ -92,7 +103,7 @@ class WorkerProgram:
         written = None if recorder is None else Recorder(recorder, nthreads)
         inline = config.nbytes(config.get("shoal.worker.inline-bytes", 8192), "shoal.worker.inline-bytes")
         self.executor = ThreadExecutor(
-            nthreads, self.store, loop, self._on_outcomes, inline, written, Home(self, scheduler, secret)
+            nthreads, self.store, loop, self._on_outcomes, self._on_left, inline, written, Home(self, scheduler, secret)
         )
         self.driver = Driver(self.core, self._perform, loop, lambda error: self.finished.set())
         self._scheduler = scheduler
@@ -177,6 +188,9 @@ class WorkerProgram:
 
     def _on_outcomes(self, items: list[Outcome]) -> None:
         self.driver.push(Outcomes(items))
+
+    def _on_left(self, key: str, outside: bool) -> None:
+        self.driver.push(Seceded(key) if outside else Rejoined(key))
 
     def _beat(self, interval: float) -> None:
         if self._link is None or self._link.closed:

@@ -19,6 +19,8 @@ from shoal.shell.current import Home
 from shoal.shell.recorder import Recorder
 from shoal.shell.store import ValueStore
 
+_local = threading.local()
+
 
 class ThreadExecutor:
     """A pool of threads that takes tasks in order.
@@ -31,6 +33,8 @@ class ThreadExecutor:
         Where inputs are and results go.
     on_done
         Called on the loop with the outcomes since the last time.
+    on_left
+        Called on the loop with a key that left the pool (True) or came back (False).
     inline_bytes
         Results up to this size are pickled at once, to travel with the report.
     recorder
@@ -45,23 +49,35 @@ class ThreadExecutor:
         store: ValueStore,
         loop: asyncio.AbstractEventLoop,
         on_done: Callable[[list[Outcome]], None],
+        on_left: Callable[[str, bool], None],
         inline_bytes: int = 8192,
         recorder: Recorder | None = None,
         home: Home | None = None,
     ) -> None:
         self._store, self._loop, self._on_done, self._inline_bytes = store, loop, on_done, inline_bytes
         self._recorder, self._home = recorder, home
-        self._queue: queue.SimpleQueue[Run | None] = queue.SimpleQueue()
-        self._done: deque[Outcome] = deque()
+        self._queue: queue.SimpleQueue[Run | threading.Event | None] = queue.SimpleQueue()
+        self._done: deque[Outcome | tuple[str, bool]] = deque()
         self._signalled = False
         self._cancelled: set[str] = set()
         self._pickled: dict[str, Any] = {}
         self._functions: dict[str, Callable[..., Any]] = {}
-        self._threads = [
-            threading.Thread(target=self._work, args=(n,), name=f"shoal-task-{n}", daemon=True) for n in range(nthreads)
-        ]
-        for thread in self._threads:
-            thread.start()
+        self._on_left = on_left
+        self._lock = threading.Lock()
+        self._size = 0
+        #: Numbers of threads that are free, the smallest last.
+        self._numbers = list(range(recorder.capacity if recorder is not None else nthreads))[::-1]
+        self._closed = False
+        for _ in range(nthreads):
+            self._add_thread()
+
+    def _add_thread(self) -> None:
+        with self._lock:
+            if self._closed:
+                return
+            self._size += 1
+            number = self._numbers.pop() if self._numbers else None
+        threading.Thread(target=self._work, args=(number,), name=f"shoal-task-{number}", daemon=True).start()
 
     def submit(self, run: Run) -> None:
         self._queue.put(run)
@@ -80,37 +96,96 @@ class ThreadExecutor:
                 self._pickled[fn] = payload
 
     def close(self) -> None:
-        for _ in self._threads:
+        with self._lock:
+            self._closed = True
+            size = self._size
+        for _ in range(size):
             self._queue.put(None)
 
-    def _work(self, number: int) -> None:
-        recorder = self._recorder
+    # -------------------------------------------------------------------------------------------- out of the pool
+
+    def secede(self) -> None:
+        """The task in this thread leaves the pool: another thread takes its place.
+
+        Raises
+        ------
+        ValueError
+            If this thread runs no task of this pool.
+        """
+        key = getattr(_local, "key", None)
+        if key is None or _local.executor is not self:
+            raise ValueError("secede works inside of tasks only")
+        if _local.outside:
+            return
+        _local.outside = True
+        with self._lock:
+            self._size -= 1
+        self._add_thread()
+        self._tell((key, True))
+
+    def rejoin(self) -> None:
+        """The task in this thread comes back: it waits until another thread of the pool has gone."""
+        if not getattr(_local, "outside", False):
+            return
+        gone = threading.Event()
+        self._queue.put(gone)
+        gone.wait()
+        _local.outside = False
+        with self._lock:
+            self._size += 1
+        self._tell((_local.key, False))
+
+    def _work(self, number: int | None) -> None:
+        recorder = self._recorder if number is not None else None
         current.enter(self._home)
-        while (run := self._queue.get()) is not None:
-            if run.key in self._cancelled:
-                self._cancelled.discard(run.key)
-                outcome = Outcome(run.key, "skipped")
-            else:
-                if recorder is not None:
-                    recorder.begin(number, run.key)
-                outcome = self._execute(run)
-                if recorder is not None:
-                    recorder.end(number)
-            self._done.append(outcome)
-            if not self._signalled:
-                self._signalled = True
-                try:
-                    self._loop.call_soon_threadsafe(self._collect)
-                except RuntimeError:
-                    return  # the loop is closed: this process is ending
+        _local.executor, _local.outside = self, False
+        try:
+            while not _local.outside and (run := self._queue.get()) is not None:
+                if isinstance(run, threading.Event):
+                    run.set()
+                    break
+                self._begin(run, number, recorder)
+        except RuntimeError:
+            pass  # the loop is closed: this process is ending
+        with self._lock:
+            self._size -= not _local.outside
+            if number is not None:
+                self._numbers.append(number)
+
+    def _begin(self, run: Run, number: int | None, recorder: Recorder | None) -> None:
+        if run.key in self._cancelled:
+            self._cancelled.discard(run.key)
+            outcome = Outcome(run.key, "skipped")
+        else:
+            if recorder is not None and number is not None:
+                recorder.begin(number, run.key)
+            _local.key = run.key
+            outcome = self._execute(run)
+            _local.key = None
+            if recorder is not None and number is not None:
+                recorder.end(number)
+        self._tell(outcome)
+
+    def _tell(self, what: Outcome | tuple[str, bool]) -> None:
+        """Have the loop hear of it, in the order in which it happened."""
+        self._done.append(what)
+        if not self._signalled:
+            self._signalled = True
+            self._loop.call_soon_threadsafe(self._collect)
 
     def _collect(self) -> None:
         self._signalled = False
-        items = []
+        items: list[Outcome] = []
         while self._done:
-            items.append(self._done.popleft())
-        for item in items:
-            self._cancelled.discard(item.key)
+            what = self._done.popleft()
+            if isinstance(what, Outcome):
+                self._cancelled.discard(what.key)
+                items.append(what)
+                continue
+            if items:
+                self._on_done(items)
+                items = []
+            self._on_left(*what)
         if items:
             self._on_done(items)
 

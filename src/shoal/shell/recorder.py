@@ -11,6 +11,8 @@ import os
 from typing import Final
 
 _SLOT: Final = 512
+#: Threads outside of the pool that are told of; what more there are is not.
+SECEDED: Final = 64
 
 
 class Recorder:
@@ -21,14 +23,15 @@ class Recorder:
     descriptor
         Of the shared memory; it is kept open by its owner.
     nthreads
-        Slots.
+        Threads of the pool.
     """
 
     def __init__(self, descriptor: int, nthreads: int) -> None:
-        self._nthreads = nthreads
-        if os.fstat(descriptor).st_size < _SLOT * nthreads:
-            os.ftruncate(descriptor, _SLOT * nthreads)
-        self._memory = mmap.mmap(descriptor, _SLOT * nthreads)
+        #: Slots: for the pool, and for threads that left it.
+        self.capacity = nthreads + SECEDED
+        if os.fstat(descriptor).st_size < _SLOT * self.capacity:
+            os.ftruncate(descriptor, _SLOT * self.capacity)
+        self._memory = mmap.mmap(descriptor, _SLOT * self.capacity)
 
     def begin(self, thread: int, key: str) -> None:
         """Thread ``thread`` begins ``key`` (a name too long for its slot is cut)."""
@@ -42,7 +45,7 @@ class Recorder:
     def running(self) -> list[str]:
         """The keys that threads are in, or were in when the process ended."""
         found = []
-        for at in range(0, self._nthreads * _SLOT, _SLOT):
+        for at in range(0, self.capacity * _SLOT, _SLOT):
             size = int.from_bytes(self._memory[at : at + 2], "little")
             if size:
                 found.append(self._memory[at + 2 : at + 2 + size].decode(errors="replace"))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from shoal.core.client.future import FutureRecord
 from shoal.core.client.reactor import ClientCore
 from shoal.core.effects import Answered, CancelRun, Drop, Effect, Fetch, Registered, Run, Send, Settled, Stop
-from shoal.core.events import Event, FetchDone, Outcome, Outcomes, Released, Said
+from shoal.core.events import Event, FetchDone, Outcome, Outcomes, Rejoined, Released, Said, Seceded
 from shoal.core.worker.reactor import WorkerCore
 from shoal.messages import (
     Cancel,
@@ -47,6 +47,7 @@ class WorkerNode:
         self._cancelled: set[str] = set()
         self._busy = 0
         self._inside: dict[str, None] = {}
+        self._outside: dict[str, None] = {}
         self._inputs: dict[str, list[bytes]] = {}
 
     def register(self) -> None:
@@ -104,12 +105,30 @@ class WorkerNode:
             self._inside[run.key] = None
             self.world.count("executions")
             seconds = self.world.duration(run.key) * self.slowness
+            if self.world.secedes(run.key):
+                self.world.after(seconds / 2, lambda run=run: self._secede(run))  # type: ignore[misc]
             self.world.after(seconds, lambda run=run, seconds=seconds: self._end(run, seconds))  # type: ignore[misc]
+
+    def _secede(self, run: Run) -> None:
+        if self.alive:
+            self.world.count("seceded tasks")
+            self._busy -= 1
+            self._outside[run.key] = None
+            self.tell(Seceded(run.key))
+            if self.world.random.random() < 0.3 and self._busy < self.nthreads:
+                self.world.count("rejoined tasks")
+                self._busy += 1
+                del self._outside[run.key]
+                self.tell(Rejoined(run.key))
+            self._next()
 
     def _end(self, run: Run, seconds: float) -> None:
         if not self.alive:
             return
-        self._busy -= 1
+        if run.key in self._outside:
+            del self._outside[run.key]
+        else:
+            self._busy -= 1
         self._inside.pop(run.key, None)
         self._cancelled.discard(run.key)
         inputs = self._inputs.pop(run.key)

@@ -30,6 +30,7 @@ class Options:
     duration: tuple[float, float]
     #: Share of the tasks that raise the first time, and that always raise.
     flaky: float
+    seceding: float
     broken: float
     retries: int
     #: Whether some submissions need the one unit of a resource that each worker has.
@@ -56,6 +57,7 @@ class Options:
             "delay": (0.05, 0.3) if slow else (0.0001, rng.choice([0.001, 0.05])),
             "duration": (0.0, rng.choice([0.001, 0.05, 0.5])),
             "flaky": rng.choice([0.0, 0.0, 0.2]),
+            "seceding": rng.choice([0.0, 0.0, 0.3]),
             "broken": rng.choice([0.0, 0.0, 0.05]),
             "retries": rng.randint(0, 2),
             "resources": rng.random() < 0.3,

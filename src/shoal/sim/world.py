@@ -256,6 +256,10 @@ class World:
         """Whether a task may fail for good."""
         return self._kind(key) == "broken" or (self._kind(key) == "flaky" and self.options.retries == 0)
 
+    def secedes(self, key: str) -> bool:
+        """Whether a task leaves the pool half-way."""
+        return Random(f"secede-{self.options.seed}-{key}").random() < self.options.seceding
+
     def _kind(self, key: str) -> str:
         draw = Random(f"kind-{self.options.seed}-{key}").random()
         if draw < self.options.broken:

@@ -71,6 +71,17 @@ class Assignment(Tables):
             self._hopeful += worker.postponed
             worker.postponed = None
 
+    def secede(self, task: Task) -> None:
+        """``task`` runs outside of its worker's pool: it is no work any more that others would have to wait for."""
+        worker = task.worker
+        assert worker is not None
+        if not task.long_running:
+            task.long_running = True
+            worker.n_long_running += 1
+            worker.occupancy -= task.estimate
+            task.estimate = 0.0
+            self.open.note(worker)
+
     def _expected(self, task: Task) -> float:
         """Seconds that ``task`` is expected to take."""
         duration = task.prefix.duration

@@ -46,6 +46,9 @@ def check(state: SchedulerState) -> None:
         ahead = sum(task.n_waiting > 0 for task in worker.processing)
         if worker.n_ahead != ahead:
             raise InvariantViolation(f"{worker!r} counts {worker.n_ahead} tasks ahead of their inputs, not {ahead}")
+        seceded = sum(task.long_running for task in worker.processing)
+        if worker.n_long_running != seceded:
+            raise InvariantViolation(f"{worker!r} counts {worker.n_long_running} long-running tasks, not {seceded}")
         occupancy = sum(task.estimate for task in worker.processing)
         if worker.nbytes != nbytes or not math.isclose(worker.occupancy, occupancy, abs_tol=1e-6):
             raise InvariantViolation(f"{worker!r}: nbytes should be {nbytes}, occupancy {occupancy}")

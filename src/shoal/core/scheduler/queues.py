@@ -61,9 +61,10 @@ class OpenWorkers:
         self.backlog = backlog
 
     def has_room(self, worker: WorkerRecord) -> bool:
-        return worker.running and (
-            len(worker.processing) - worker.n_ahead < worker.slots or worker.occupancy < self.backlog * worker.nthreads
-        )
+        if not worker.running:
+            return False
+        count = len(worker.processing) - worker.n_ahead - worker.n_long_running
+        return count < worker.slots or worker.occupancy < self.backlog * worker.nthreads
 
     def note(self, worker: WorkerRecord) -> None:
         """Take note that ``worker`` may have room now, or has become idle."""

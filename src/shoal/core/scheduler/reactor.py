@@ -39,6 +39,7 @@ from shoal.messages import (
     Heartbeat,
     Holders,
     KeysCancelled,
+    LongRunning,
     Missing,
     NannyRegistered,
     Query,
@@ -393,6 +394,10 @@ class SchedulerCore:
                 task = state.tasks.get(message.key)
                 if task is not None and task.worker is worker and task.attempt == message.attempt:
                     state.give_back(task)
+            case LongRunning():
+                task = state.tasks.get(message.key)
+                if task is not None and task.worker is worker and task.attempt == message.attempt:
+                    state.secede(task)
             case Answer():
                 self._answer_calls(self.calls.answered(peer, message))
             case Bye():

@@ -74,9 +74,8 @@ class WorkerRecord:
 
     __slots__ = (
         "addresses", "functions", "has_what", "heap_load", "host", "id", "last_seen", "local_directory", "memory_limit",
-        "metrics", "n_ahead", "name", "nbytes", "nthreads", "occupancy", "out", "out_free", "peers", "pid",
-        "postponed", "processing",
-        "resources", "slot", "slots", "state",
+        "metrics", "n_ahead", "n_long_running", "name", "nbytes", "nthreads", "occupancy", "out", "out_free", "peers",
+        "pid", "postponed", "processing", "resources", "slot", "slots", "state",
     )  # fmt: skip
 
     def __init__(
@@ -105,6 +104,8 @@ class WorkerRecord:
         self.has_what: dict[Task, None] = {}
         #: How many of these wait for an input that is to be computed here, and tasks that there was no room for.
         self.n_ahead = 0
+        #: How many run outside of the pool of threads.
+        self.n_long_running = 0
         self.postponed: list[Task] | None = None
         #: Seconds of work assigned, without those.
         self.occupancy = 0.0

@@ -123,6 +123,8 @@ class SchedulerState(Assignment):
         self, task: Task, worker: WorkerRecord, nbytes: int, type: str, value: Any = None, seconds: float | None = None
     ) -> None:
         """The worker that ``task`` is assigned to holds its result."""
+        if task.long_running:
+            seconds = None  # it waited for others, so it says nothing about what its like takes
         self._unassign(task)
         self._advance(task, TaskEvent.FINISH)
         if seconds is not None:
@@ -393,6 +395,8 @@ class SchedulerState(Assignment):
         del worker.processing[task]
         worker.occupancy = worker.occupancy - task.estimate if worker.processing else 0.0
         worker.n_ahead -= task.n_waiting > 0
+        worker.n_long_running -= task.long_running
+        task.long_running = False
         self.open.note(worker)
 
     def add_worker(self, worker: WorkerRecord) -> None:

@@ -137,7 +137,8 @@ class Task:
     """The record of one key. Only :class:`~shoal.core.scheduler.state.SchedulerState` changes it."""
 
     __slots__ = (
-        "attempt", "deaths", "dependents", "deps", "error", "estimate", "fn", "key", "n_waiters", "n_waiting",
+        "attempt", "deaths", "dependents", "deps", "error", "estimate", "fn", "key", "long_running",
+        "n_waiters", "n_waiting",
         "nbytes", "options", "origin", "payload", "prefix", "priority", "retries", "seq", "state", "type", "unknown",
         "who_has", "who_wants", "worker",
     )  # fmt: skip
@@ -163,6 +164,8 @@ class Task:
         self.priority: tuple[int, int, int] = (0, 0, 0)
         #: The worker it is assigned to, while processing.
         self.worker: WorkerRecord | None = None
+        #: Whether it left the pool of its worker's threads.
+        self.long_running = False
         #: Number of the assignment; a report about another one is stale.
         self.attempt = 0
         #: Seconds that the assignment is expected to take, as counted in the worker's occupancy.

@@ -45,6 +45,8 @@ class AttemptEvent(IntEnum):
     START = auto()
     #: Its thread left the pool.
     SECEDE = auto()
+    #: Its thread is back in the pool.
+    REJOIN = auto()
     #: It ended with a value, or its end does not matter any more.
     END = auto()
     #: It ended with an error that matters.
@@ -72,6 +74,7 @@ ATTEMPT: Final = Table(
         (_S.EXECUTING, _E.SECEDE): _S.LONG_RUNNING,
         (_S.EXECUTING, _E.END): _S.NONE,
         (_S.EXECUTING, _E.FAIL): _S.FAILED,
+        (_S.LONG_RUNNING, _E.REJOIN): _S.EXECUTING,
         (_S.LONG_RUNNING, _E.END): _S.NONE,
         (_S.LONG_RUNNING, _E.FAIL): _S.FAILED,
         (_S.FAILED, _E.DROP): _S.NONE,

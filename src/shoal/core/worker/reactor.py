@@ -24,6 +24,8 @@ from shoal.core.events import (
     Outcomes,
     PutDone,
     Received,
+    Rejoined,
+    Seceded,
 )
 from shoal.core.worker.attempt import ATTEMPT, PENDING, RUNNING, AttemptEvent, AttemptState
 from shoal.core.worker.fetching import Fetcher
@@ -45,6 +47,7 @@ from shoal.messages import (
     FreeKeys,
     Holders,
     KeyInfo,
+    LongRunning,
     Missing,
     Rescheduled,
     TaskDone,
@@ -115,6 +118,10 @@ class WorkerCore:
                 self.stimulus = "executed"
                 for outcome in event.items:
                     self._on_outcome(outcome)
+            elif type(event) is Seceded:
+                self._on_seceded(event.key)
+            elif type(event) is Rejoined:
+                self._on_rejoined(event.key)
             elif type(event) is FetchDone:
                 self._on_fetch_done(event)
             elif type(event) is FetchFailed:
@@ -208,6 +215,8 @@ class WorkerCore:
         record.priority = task.priority
         if record.replica is ReplicaState.HELD:
             self._report_done(record)
+        elif record.attempt is AttemptState.LONG_RUNNING:
+            self._out.append(LongRunning(record.key, task.attempt))
         elif not record.busy:
             if record.replica is not ReplicaState.ABSENT:
                 self._replica(record, ReplicaEvent.DROP)
@@ -268,6 +277,18 @@ class WorkerCore:
     def _drop_attempt(self, record: KeyRecord) -> None:
         self._attempt(record, AttemptEvent.DROP)
         self._release_deps(record)
+
+    def _on_seceded(self, key: str) -> None:
+        record = self.keys[key]
+        self._attempt(record, AttemptEvent.SECEDE)
+        self.slots.secede(record)
+        if record.goal is Goal.COMPUTE and record.spec is not None:
+            self._out.append(LongRunning(key, record.spec.attempt))
+
+    def _on_rejoined(self, key: str) -> None:
+        record = self.keys[key]
+        self._attempt(record, AttemptEvent.REJOIN)
+        self.slots.rejoin(record)
 
     def _on_outcome(self, outcome: Outcome) -> None:
         record = self.keys[outcome.key]

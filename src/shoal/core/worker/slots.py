@@ -32,8 +32,8 @@ class Slots:
     """
 
     __slots__ = (
-        "_constrained", "_durations", "_handed", "_handed_seconds", "_ready", "_seq", "_unknown", "available",
-        "nthreads", "total",
+        "_constrained", "_durations", "_handed", "_handed_seconds", "_ready", "_seceded", "_seq", "_unknown",
+        "available", "nthreads", "total",
     )  # fmt: skip
 
     def __init__(self, nthreads: int, resources: dict[str, float]) -> None:
@@ -48,18 +48,20 @@ class Slots:
         self._handed: dict[str, tuple[float | None, dict[str, float] | None]] = {}
         self._handed_seconds = 0.0
         self._unknown = 0
+        #: Keys that run outside of the pool, and the resources that they took.
+        self._seceded: dict[str, dict[str, float] | None] = {}
 
     @property
     def n_running(self) -> int:
         return len(self._handed)
 
     def running_keys(self) -> list[str]:
-        return list(self._handed)
+        return [*self._handed, *self._seceded]
 
     def taken(self) -> dict[str, float]:
         """Resources that the running keys hold, by name."""
         found = dict.fromkeys(self.total, 0.0)
-        for _, needs in self._handed.values():
+        for needs in [*(taken for _, taken in self._handed.values()), *self._seceded.values()]:
             for name, amount in (needs or {}).items():
                 found[name] = found.get(name, 0.0) + amount
         return found
@@ -129,15 +131,32 @@ class Slots:
         for name, amount in (resources or {}).items():
             self.available[name] -= amount
 
-    def give(self, record: KeyRecord, seconds: float | None) -> None:
-        """``record`` ended after ``seconds`` (None: it never began): its thread and resources are free."""
-        expected, resources = self._handed.pop(record.key)
+    def _leave(self, key: str) -> dict[str, float] | None:
+        """``key`` leaves its thread; return the resources that it holds."""
+        expected, resources = self._handed.pop(key)
         if expected is None:
             self._unknown -= 1
         else:
             self._handed_seconds -= expected
         if not self._handed:
             self._handed_seconds = 0.0
+        return resources
+
+    def secede(self, record: KeyRecord) -> None:
+        """``record`` runs on outside of the pool: its thread is free, its resources are not."""
+        self._seceded[record.key] = self._leave(record.key)
+
+    def rejoin(self, record: KeyRecord) -> None:
+        """``record`` takes a thread again."""
+        self._handed[record.key] = (None, self._seceded.pop(record.key))
+        self._unknown += 1
+
+    def give(self, record: KeyRecord, seconds: float | None) -> None:
+        """``record`` ended after ``seconds`` (None: it never began): its thread and resources are free."""
+        seceded = record.key in self._seceded
+        resources = self._seceded.pop(record.key) if seceded else self._leave(record.key)
+        if seceded:
+            seconds = None  # it waited for others, so it says nothing about what its like takes
         for name, amount in (resources or {}).items():
             self.available[name] += amount
         if seconds is not None:

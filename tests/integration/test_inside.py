@@ -1,0 +1,60 @@
+"""Tasks that launch tasks and wait for them."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from shoal import Client, LocalCluster, get_client, rejoin, secede, worker_client
+from tests.integration.functions import inc
+
+
+def fib(n: int) -> int:
+    if n < 2:
+        return n
+    with worker_client() as client:
+        return sum(client.gather(client.map(fib, [n - 1, n - 2], pure=False)))
+
+
+def deep(n: int) -> int:
+    secede()
+    return 0 if n == 0 else 1 + get_client().submit(deep, n - 1).result(60)
+
+
+def out_and_in(seconds: float) -> int:
+    secede()
+    secede()
+    time.sleep(seconds)
+    rejoin()
+    rejoin()
+    return 1
+
+
+def test_tasks_that_wait_for_tasks_do_not_deadlock_at_any_depth() -> None:
+    """More levels than there are threads, on one thread."""
+    with LocalCluster(n_workers=1, threads_per_worker=1) as cluster, Client(cluster) as client:
+        assert client.submit(deep, 20).result(60) == 20
+        assert client.submit(fib, 7).result(60) == 13
+        assert client.submit(inc, 1).result(30) == 2
+
+
+def test_who_left_the_pool_makes_room_and_comes_back(client: Client) -> None:
+    """Others run meanwhile; afterwards the pool is as large as before."""
+    waiting = client.map(out_and_in, [0.5] * 6, pure=False)
+    time.sleep(0.2)
+    begun = time.monotonic()
+    assert client.gather(client.map(inc, range(20))) == list(range(1, 21))
+    assert time.monotonic() - begun < 20
+    assert sum(client.gather(waiting)) == 6
+    busy = client.map(time.sleep, [0.05] * 8, pure=False)
+    client.gather(busy)
+    threads = client.run(lambda dask_worker: dask_worker.executor._size)
+    assert set(threads.values()) == {1}
+
+
+def test_outside_of_tasks_it_says_so() -> None:
+    """Each of the three."""
+    for call in (secede, rejoin, worker_client().__enter__):
+        with pytest.raises(ValueError, match="inside of tasks"):
+            call()
