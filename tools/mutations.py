@@ -57,6 +57,12 @@ MUTATIONS: list[tuple[str, str, str, str]] = [
     ("a value that is here is not reported when asked for", WORKER, "        if record.replica is ReplicaState.HELD:\n            self._report_done(record)\n        elif", "        if record.replica is ReplicaState.HELD:\n            pass\n        elif"),
     ("a record is forgotten while a thread is at work", WORKER, "record.goal is not Goal.DROP or record.waiters or record.busy or", "record.goal is not Goal.DROP or record.waiters or"),
     ("a copy that arrives is not reported", WORKER, "            if record.goal is Goal.COMPUTE:\n                self._report_done(record)\n            else:\n                self._add_key(record)\n            self._stored(record)\n        for key, reason", "            self._stored(record)\n        for key, reason"),
+    ("a granted theft leaves the task nowhere", "core/scheduler/stealing.py", "            state.give_back(task)\n", "            pass\n"),
+    ("an answer about an earlier assignment counts", "core/scheduler/stealing.py", "task.attempt != answer.attempt or task.thief is None", "False"),
+    ("a worker gives up what is in a thread", WORKER, "            and record.attempt in PENDING\n            and record.spec", "            and record.spec"),
+    ("a theft is counted for ever", STATE, "            task.thief.n_stealing -= 1\n", "            pass\n"),
+    ("who left the pool still takes a thread", "core/worker/slots.py", "        self._seceded[record.key] = self._leave(record.key)", "        pass"),
+    ("a task that left the pool still counts as work", "core/scheduler/assignment.py", "            worker.occupancy -= task.estimate\n            task.estimate = 0.0\n", "            task.estimate = 0.0\n"),
     ("waiting tasks are not told of a value that came", WORKER, "            waiter.n_missing -= 1\n            if waiter.n_missing == 0:\n                self._prepare(waiter)", "            waiter.n_missing -= 1"),
 ]  # fmt: skip
 

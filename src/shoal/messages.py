@@ -397,6 +397,14 @@ class LongRunning(Message):
     attempt: int
 
 
+class StealAnswer(Message):
+    """Whether this worker gave a task up that it was asked for, or has it in a thread, or done."""
+
+    key: str
+    attempt: int
+    granted: bool
+
+
 class AddKeys(Message):
     """Copies that this worker now holds."""
 
@@ -430,6 +438,7 @@ FromWorker = (
     | Failed
     | Rescheduled
     | LongRunning
+    | StealAnswer
     | AddKeys
     | DataPut
     | Missing
@@ -468,6 +477,13 @@ class FreeKeys(Message):
     keys: list[str]
 
 
+class Steal(Message):
+    """Give this assignment up, if no thread has it."""
+
+    key: str
+    attempt: int
+
+
 class Holders(Message):
     """The answer to :class:`Missing`: who holds the key now."""
 
@@ -490,7 +506,7 @@ class Close(Message):
     reason: str
 
 
-ToWorker = WorkerRegistered | WorkerRejected | Compute | FreeKeys | Holders | DropFunctions | Call | Close
+ToWorker = WorkerRegistered | WorkerRejected | Compute | FreeKeys | Steal | Holders | DropFunctions | Call | Close
 
 # ---------------------------------------------------------------------------------------------- peers (get and put)
 

@@ -168,3 +168,16 @@ def test_a_client_without_an_address_starts_and_closes_a_cluster() -> None:
     with Client(processes=False, n_workers=1, threads_per_worker=1) as client:
         assert client.scheduler_address.startswith("inproc://")
         assert client.submit(inc, 1).result(30) == 2
+
+
+def nap(value: object, seconds: float) -> str:
+    time.sleep(seconds)
+    return str(get_worker().name)
+
+
+def test_an_idle_worker_helps_a_loaded_one(client: Client) -> None:
+    """Tasks that were placed where their input is run on both."""
+    (first, *_) = client.nthreads()
+    data = client.scatter(list(range(1000)), workers=[first], hash=False)
+    names = client.gather(client.map(nap, data[:1] * 40, [0.05] * 40, pure=False))
+    assert set(names) == {"0", "1"}

@@ -100,6 +100,13 @@ class Cluster:
         getattr(self, f"_step_{kind}")(what)
         return True
 
+    def step_lines(self) -> bool:
+        """Deliver something, and let nothing run or be fetched."""
+        waiting = [pair for pair, line in self.lines.items() if line]
+        if waiting:
+            self._step_line(self.random.choice(waiting))
+        return bool(waiting)
+
     def _step_line(self, pair: tuple[str, str]) -> None:
         source, target = pair
         line = self.lines[pair]

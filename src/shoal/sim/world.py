@@ -15,7 +15,7 @@ from shoal.core.events import Due, Event, FetchFailed, LinkLost, LinkOpened, Rec
 from shoal.core.scheduler.reactor import SchedulerCore
 from shoal.core.scheduler.settings import Settings
 from shoal.errors import InternalError, InvariantViolation
-from shoal.messages import INBOUND, OUTBOUND
+from shoal.messages import INBOUND, OUTBOUND, StealAnswer
 from shoal.messages import Options as TaskOptions
 from shoal.sim.network import Wire
 from shoal.sim.nodes import ClientNode, WorkerNode
@@ -102,14 +102,17 @@ class World:
 
     def after(self, seconds: float, action: Callable[[], None]) -> None:
         """Have ``action`` called ``seconds`` from now."""
+        self._at(self.now + seconds, action)
+
+    def _at(self, when: float, action: Callable[[], None]) -> None:
         self._seq += 1
-        heappush(self._heap, (self.now + seconds, self._seq, action))
+        heappush(self._heap, (when, self._seq, action))
 
     def wake_at(self, due: float | None, node: Any) -> None:
         """A core wants to be called at ``due``."""
         if due is not None and self._wakes.get(node) != due:
             self._wakes[node] = due
-            self.after(max(0.0, due - self.now), lambda: self._wake(node, due))
+            self._at(max(self.now, due), lambda: self._wake(node, due))
 
     def _wake(self, node: Any, due: float) -> None:
         if self._wakes.get(node) == due:
@@ -169,6 +172,9 @@ class World:
 
         def up(messages: list[Any]) -> None:
             self.note(f"{name} → s: {messages}")
+            for message in messages:
+                if isinstance(message, StealAnswer):
+                    self.count("thefts" if message.granted else "thefts refused")
             self.tell_scheduler(Received(name, messages))
 
         def down(messages: list[Any]) -> None:

@@ -24,7 +24,17 @@ AHEAD_MOST: Final = 256
 class Assignment(Tables):
     """How a task that is ready gets to a worker."""
 
+    def end_theft(self, task: Task) -> None:
+        """``task`` is asked of nobody any more, and waits for no thief."""
+        raise NotImplementedError
+
     def _place(self, task: Task) -> None:
+        thief = task.thief
+        if thief is not None:
+            self.end_theft(task)
+            if thief.running and placement.allowed(task, thief):
+                self._assign(task, thief)
+                return
         if not placement.is_restricted(task) and placement.is_rootish(self, task):
             if self.total_nthreads:
                 self._advance(task, TaskEvent.ENQUEUE)
@@ -99,6 +109,8 @@ class Assignment(Tables):
         else:
             task.estimate = self._expected(task)
             worker.occupancy += task.estimate
+            if worker.n_runnable > worker.nthreads:
+                self.crowded[worker] = None
         if task.dependents and len(task.dependents) == 1:
             self._hopeful += task.dependents
         deps = [Dep(d.key, d.nbytes, [w.id for w in d.who_has or ()]) for d in task.deps] if task.deps else []

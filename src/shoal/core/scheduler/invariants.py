@@ -49,6 +49,12 @@ def check(state: SchedulerState) -> None:
         seceded = sum(task.long_running for task in worker.processing)
         if worker.n_long_running != seceded:
             raise InvariantViolation(f"{worker!r} counts {worker.n_long_running} long-running tasks, not {seceded}")
+        stealing = sum(task.thief is worker for task in state.tasks.values())
+        stolen = sum(task.thief is not None for task in worker.processing)
+        if (worker.n_stealing, worker.n_stolen) != (stealing, stolen):
+            raise InvariantViolation(
+                f"{worker!r}: {worker.n_stealing} and {worker.n_stolen} thefts, {stealing}, {stolen}"
+            )
         occupancy = sum(task.estimate for task in worker.processing)
         if worker.nbytes != nbytes or not math.isclose(worker.occupancy, occupancy, abs_tol=1e-6):
             raise InvariantViolation(f"{worker!r}: nbytes should be {nbytes}, occupancy {occupancy}")

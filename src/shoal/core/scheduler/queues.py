@@ -63,8 +63,7 @@ class OpenWorkers:
     def has_room(self, worker: WorkerRecord) -> bool:
         if not worker.running:
             return False
-        count = len(worker.processing) - worker.n_ahead - worker.n_long_running
-        return count < worker.slots or worker.occupancy < self.backlog * worker.nthreads
+        return worker.n_runnable < worker.slots or worker.occupancy < self.backlog * worker.nthreads
 
     def note(self, worker: WorkerRecord) -> None:
         """Take note that ``worker`` may have room now, or has become idle."""

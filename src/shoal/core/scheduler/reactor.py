@@ -18,6 +18,7 @@ from shoal.core.scheduler.invariants import check
 from shoal.core.scheduler.roster import ClientRecord, FunctionRecord, NannyRecord, WorkerRecord
 from shoal.core.scheduler.settings import Settings
 from shoal.core.scheduler.state import SchedulerState
+from shoal.core.scheduler.stealing import Balancer
 from shoal.core.scheduler.task import Task, TaskState
 from shoal.errors import ShoalError
 from shoal.ids import ClientId, SlotId, WorkerId
@@ -52,6 +53,7 @@ from shoal.messages import (
     Retry,
     RunFunction,
     Shutdown,
+    StealAnswer,
     Submit,
     Unwant,
     Want,
@@ -80,6 +82,7 @@ class SchedulerCore:
         self.id = id
         self.settings = settings or Settings()
         self.state = SchedulerState(self.settings)
+        self.balancer = Balancer(self.state)
         self.calls = PendingCalls()
         self.restarts: list[PendingRestart] = []
         self.started = 0.0
@@ -111,6 +114,7 @@ class SchedulerCore:
         self._check_ttl(now)
         self._check_restarts(now)
         state.settle()
+        self.balancer.step(now)
         state.flush(effects)
         if self.settings.validate:
             check(state)
@@ -119,8 +123,7 @@ class SchedulerCore:
     def deadline(self) -> float | None:
         """When :meth:`handle` is to be called even if nothing happens."""
         due = [restart.deadline for restart in self.restarts]
-        if self._ttl_check is not None:
-            due.append(self._ttl_check)
+        due += [at for at in (self._ttl_check, self.balancer.deadline()) if at is not None]
         return min(due, default=None)
 
     def _on_received(self, event: Received) -> None:
@@ -394,6 +397,8 @@ class SchedulerCore:
                 task = state.tasks.get(message.key)
                 if task is not None and task.worker is worker and task.attempt == message.attempt:
                     state.give_back(task)
+            case StealAnswer():
+                self.balancer.answered(worker, message)
             case LongRunning():
                 task = state.tasks.get(message.key)
                 if task is not None and task.worker is worker and task.attempt == message.attempt:

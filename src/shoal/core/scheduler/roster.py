@@ -73,9 +73,10 @@ class WorkerRecord:
     """One worker process."""
 
     __slots__ = (
-        "addresses", "functions", "has_what", "heap_load", "host", "id", "last_seen", "local_directory", "memory_limit",
-        "metrics", "n_ahead", "n_long_running", "name", "nbytes", "nthreads", "occupancy", "out", "out_free", "peers",
-        "pid", "postponed", "processing", "resources", "slot", "slots", "state",
+        "addresses", "functions", "has_what", "heap_load", "host", "id", "last_seen", "local_directory",
+        "memory_limit", "metrics", "n_ahead", "n_long_running", "n_stealing", "n_stolen", "name", "nbytes",
+        "nthreads", "occupancy", "out", "out_free", "peers", "pid", "postponed", "processing", "resources", "slot",
+        "slots", "state",
     )  # fmt: skip
 
     def __init__(
@@ -106,6 +107,8 @@ class WorkerRecord:
         self.n_ahead = 0
         #: How many run outside of the pool of threads.
         self.n_long_running = 0
+        #: Tasks asked of others for it, and asked of it for others.
+        self.n_stealing = self.n_stolen = 0
         self.postponed: list[Task] | None = None
         #: Seconds of work assigned, without those.
         self.occupancy = 0.0
@@ -131,6 +134,11 @@ class WorkerRecord:
     def load(self) -> float:
         """Seconds until a thread is free."""
         return self.occupancy / self.nthreads
+
+    @property
+    def n_runnable(self) -> int:
+        """Tasks that it runs or could run now."""
+        return len(self.processing) - self.n_ahead - self.n_long_running
 
     @property
     def running(self) -> bool:

@@ -258,6 +258,7 @@ class SchedulerState(Assignment):
                     self.tell(client, KeysDone([done]))
 
     def _leave_active(self, task: Task) -> None:
+        self.end_theft(task)
         for dep in task.deps:
             dep.n_waiters -= 1
             if dep.n_waiters == 0 and not dep.who_wants:
@@ -397,7 +398,16 @@ class SchedulerState(Assignment):
         worker.n_ahead -= task.n_waiting > 0
         worker.n_long_running -= task.long_running
         task.long_running = False
+        if task.thief is not None:
+            worker.n_stolen -= 1
+            self.end_theft(task)
         self.open.note(worker)
+
+    def end_theft(self, task: Task) -> None:
+        """``task`` is asked of nobody any more, and waits for no thief."""
+        if task.thief is not None:
+            task.thief.n_stealing -= 1
+            task.thief = None
 
     def add_worker(self, worker: WorkerRecord) -> None:
         """A worker registered: it may be given tasks."""
@@ -416,6 +426,7 @@ class SchedulerState(Assignment):
         del self.workers[worker.id]
         self.total_nthreads -= worker.nthreads
         self.silence(worker)
+        self.crowded.pop(worker, None)
         worker.postponed = None
         assigned = [task for task in sorted(worker.processing) if not task.n_waiting]
         for task in tuple(worker.processing):

@@ -34,6 +34,8 @@ class Tables(Outbox):
         self.open = OpenWorkers(settings.backlog)
         #: Tasks that no worker may run, as an ordered set.
         self.stranded: dict[Task, None] = {}
+        #: Workers that have more than they can run, as an ordered set; some may not any more.
+        self.crowded: dict[WorkerRecord, None] = {}
         self.total_nthreads = 0
         self.generation = 0
         #: Assignments so far; numbers are never used twice, also not for a key that was forgotten and came again.

@@ -137,10 +137,9 @@ class Task:
     """The record of one key. Only :class:`~shoal.core.scheduler.state.SchedulerState` changes it."""
 
     __slots__ = (
-        "attempt", "deaths", "dependents", "deps", "error", "estimate", "fn", "key", "long_running",
-        "n_waiters", "n_waiting",
-        "nbytes", "options", "origin", "payload", "prefix", "priority", "retries", "seq", "state", "type", "unknown",
-        "who_has", "who_wants", "worker",
+        "attempt", "deaths", "dependents", "deps", "error", "estimate", "fn", "key", "long_running", "n_waiters",
+        "n_waiting", "nbytes", "options", "origin", "payload", "prefix", "priority", "retries", "seq", "state",
+        "thief", "type", "unknown", "who_has", "who_wants", "worker",
     )  # fmt: skip
 
     def __init__(self, key: str, prefix: TaskPrefix) -> None:
@@ -168,6 +167,8 @@ class Task:
         self.long_running = False
         #: Number of the assignment; a report about another one is stale.
         self.attempt = 0
+        #: The worker for which it was asked of its own, or for which its own has given it up.
+        self.thief: WorkerRecord | None = None
         #: Seconds that the assignment is expected to take, as counted in the worker's occupancy.
         self.estimate = 0.0
         #: Entry number in the queue, so that an old entry is known for what it is.

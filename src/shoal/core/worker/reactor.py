@@ -50,6 +50,8 @@ from shoal.messages import (
     LongRunning,
     Missing,
     Rescheduled,
+    Steal,
+    StealAnswer,
     TaskDone,
     TaskError,
     ToWorker,
@@ -162,6 +164,8 @@ class WorkerCore:
             case FreeKeys():
                 for key in message.keys:
                     self._on_free(key)
+            case Steal():
+                self._on_steal(message)
             case Holders():
                 self.fetcher.peers.update(message.peers)
                 record = self.keys.get(message.key)
@@ -368,6 +372,19 @@ class WorkerCore:
         elif record.attempt is AttemptState.EXECUTING:
             self._effects.append(CancelRun([key]))
         self._tidy(record)
+
+    def _on_steal(self, message: Steal) -> None:
+        """Another worker has a thread free: give the task up if it takes none here."""
+        record = self.keys.get(message.key)
+        granted = (
+            record is not None
+            and record.attempt in PENDING
+            and record.spec is not None
+            and record.spec.attempt == message.attempt
+        )
+        if granted:
+            self._on_free(message.key)
+        self._out.append(StealAnswer(message.key, message.attempt, granted))
 
     def _tidy(self, record: KeyRecord) -> None:
         """Forget ``record`` if the scheduler lets it go, nothing is under way for it, and no task here needs it."""
