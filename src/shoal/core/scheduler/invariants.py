@@ -37,6 +37,10 @@ def check(state: SchedulerState) -> None:
         _require(task.state is TaskState.NO_WORKER, state, task, "is stranded but not in no-worker")
     if state.total_nthreads != sum(w.nthreads for w in state.workers.values()):
         raise InvariantViolation(f"total_nthreads is {state.total_nthreads}")
+    if set(state.by_slot.values()) != set(state.workers.values()) or set(state.by_name.values()) != set(
+        state.workers.values()
+    ):
+        raise InvariantViolation("the workers by slot and by name are not the workers")
     for worker in state.workers.values():
         for task in worker.processing:
             _require(task.worker is worker, state, task, f"is in processing of {worker.name} but not assigned to it")

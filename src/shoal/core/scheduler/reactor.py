@@ -414,14 +414,15 @@ class SchedulerCore:
         state = self.state
         if WorkerId(peer) in state.workers:
             return
-        for other in tuple(state.workers.values()):
-            if other.slot == message.slot:
-                self._remove_worker(other, "another worker process took its place", expected=False)
-            elif other.name == message.name:
-                reason = f"a worker named {message.name!r} is here already, at {other.address}"
-                self._log(WARNING, f"refused worker {peer}: {reason}")
-                self._say(peer, WorkerRejected(reason))
-                return
+        before = state.by_slot.get(SlotId(message.slot))
+        if before is not None:
+            self._remove_worker(before, "another worker process took its place", expected=False)
+        namesake = state.by_name.get(message.name)
+        if namesake is not None:
+            reason = f"a worker named {message.name!r} is here already, at {namesake.address}"
+            self._log(WARNING, f"refused worker {peer}: {reason}")
+            self._say(peer, WorkerRejected(reason))
+            return
         worker = WorkerRecord(
             WorkerId(peer),
             message.name,

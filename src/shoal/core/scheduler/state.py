@@ -411,7 +411,7 @@ class SchedulerState(Assignment):
 
     def add_worker(self, worker: WorkerRecord) -> None:
         """A worker registered: it may be given tasks."""
-        self.workers[worker.id] = worker
+        self.workers[worker.id] = self.by_slot[worker.slot] = self.by_name[worker.name] = worker
         worker.state = WORKER.advance(worker.state, WorkerEvent.REGISTER, worker.id)
         self.total_nthreads += worker.nthreads
         self.open.note(worker)
@@ -423,7 +423,7 @@ class SchedulerState(Assignment):
         Returns the tasks that it could have been running.
         """
         worker.state = WORKER.advance(worker.state, WorkerEvent.REMOVE, worker.id)
-        del self.workers[worker.id]
+        del self.workers[worker.id], self.by_slot[worker.slot], self.by_name[worker.name]
         self.total_nthreads -= worker.nthreads
         self.silence(worker)
         self.crowded.pop(worker, None)

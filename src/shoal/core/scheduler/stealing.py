@@ -21,6 +21,8 @@ from shoal.messages import Steal, StealAnswer
 INTERVAL: Final = 0.05
 #: Seconds that a theft takes at least: a request, an answer, an assignment.
 TRIP: Final = 0.002
+#: Victims that are looked at for one thief.
+VICTIMS: Final = 3
 #: Tasks of one victim that are looked at for one thief.
 LOOKED_AT: Final = 64
 
@@ -50,19 +52,27 @@ class Balancer:
         state.crowded = {w: None for w in state.crowded if w.running and w.n_runnable > w.nthreads}
         if not state.crowded:
             return
-        thieves = [w for w in state.workers.values() if w.running and w.n_runnable + w.n_stealing < w.nthreads]
-        for thief in thieves:
-            self._steal_for(thief)
+        victims = sorted((w for w in state.crowded if w.load > TRIP), key=lambda w: (w.load, w.id))
+        for thief in state.workers.values():
+            if not victims:
+                return
+            if thief.running and thief.n_runnable + thief.n_stealing < thief.nthreads:
+                self._steal_for(thief, victims)
 
-    def _steal_for(self, thief: WorkerRecord) -> None:
+    def _steal_for(self, thief: WorkerRecord, victims: list[WorkerRecord]) -> None:
+        """Ask for as many tasks as ``thief`` has threads free, of the most loaded; who has no more is taken off."""
         free = thief.nthreads - thief.n_runnable - thief.n_stealing
-        for victim in sorted(self._state.crowded, key=lambda w: (-w.load, w.id)):
+        for victim in victims[: -VICTIMS - 1 : -1]:
             for task in islice(reversed(victim.processing), LOOKED_AT):
                 if free <= 0 or victim.n_runnable - victim.n_stolen <= victim.nthreads:
                     break
                 if self._worth_it(task, victim, thief):
                     self._ask(task, victim, thief)
                     free -= 1
+            if free <= 0:
+                break
+        while victims and victims[-1].n_runnable - victims[-1].n_stolen <= victims[-1].nthreads:
+            victims.pop()
 
     def _worth_it(self, task: Task, victim: WorkerRecord, thief: WorkerRecord) -> bool:
         if task.thief is not None or task.n_waiting or task.long_running or not placement.allowed(task, thief):

@@ -28,6 +28,8 @@ class Tables(Outbox):
         self.prefixes: dict[str, TaskPrefix] = {}
         self.functions: dict[str, FunctionRecord] = {}
         self.workers: dict[WorkerId, WorkerRecord] = {}
+        self.by_slot: dict[SlotId, WorkerRecord] = {}
+        self.by_name: dict[str, WorkerRecord] = {}
         self.nannies: dict[SlotId, NannyRecord] = {}
         self.clients: dict[ClientId, ClientRecord] = {}
         self.queue = TaskQueue()
