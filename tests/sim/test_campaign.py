@@ -19,7 +19,8 @@ REACHED = {
     "submit": 500, "results": 1500, "executions": 4000, "transfers": 500, "crash": 80, "join": 80, "cut": 80,
     "slow worker": 50, "slow link": 50, "deaf worker": 50, "unreachable peers": 5, "partial answers": 3,
     "release": 100, "cancel": 80, "cancellations": 50, "resubmit": 100, "retry": 50, "vanish": 20,
-    "tasks that raise": 100, "reschedules": 50, "errors": 80,
+    "tasks that raise": 100, "reschedules": 50, "errors": 80, "thefts": 20, "thefts refused": 20, "seceded tasks": 200,
+    "rejoined tasks": 50, "changes of mind": 100, "values that were forgotten": 10, "submissions with resources": 50,
 }  # fmt: skip
 
 
