@@ -108,6 +108,23 @@ def _parse_resources(text: str) -> dict[str, float]:
 
 
 @main.command()
+@click.argument("key")
+@click.option("--scheduler", "address", help="The scheduler's address.")
+@click.option("--scheduler-file", type=click.Path(path_type=Path), help="Find the scheduler by this file.")
+def why(key: str, address: str | None, scheduler_file: Path | None) -> None:
+    """Say why KEY is not done yet: what it waits for, where, since when."""
+    from shoal.client.client import Client
+
+    if (address is None) == (scheduler_file is None):
+        raise click.UsageError("give either --scheduler or --scheduler-file")
+    try:
+        with Client(address, scheduler_file=scheduler_file, set_as_default=False) as client:
+            click.echo(client.why(key))
+    except ShoalError as error:
+        raise click.ClickException(str(error)) from error
+
+
+@main.command()
 @click.option("--seed", type=int, help="Run one seed, and tell its story if it breaks.")
 @click.option("--seeds", default="0:300", show_default=True, help="A range of seeds, as FIRST:LAST.")
 @click.option("--jobs", type=click.IntRange(1), help="Processes; as many as there are processors by default.")

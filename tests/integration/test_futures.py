@@ -181,3 +181,16 @@ def test_an_idle_worker_helps_a_loaded_one(client: Client) -> None:
     data = client.scatter(list(range(1000)), workers=[first], hash=False)
     names = client.gather(client.map(nap, data[:1] * 40, [0.05] * 40, pure=False))
     assert set(names) == {"0", "1"}
+
+
+def test_why_and_story(client: Client) -> None:
+    """In a sentence, and as the transitions of scheduler and workers."""
+    slow = client.submit(time.sleep, 1)
+    waiting = client.submit(str, slow)
+    assert "1 of 1 inputs" in client.why(waiting) or "its inputs first" in client.why(waiting)
+    assert "is with worker" in client.why(slow.key)
+    assert waiting.result(20) == "None"
+    assert "is done" in client.why(waiting)
+    story = client.story(waiting)
+    assert {row[0] for row in story} >= {"scheduler"}
+    assert any(row[0].startswith("tcp://") and row[4] == "EXECUTING" for row in story)

@@ -170,6 +170,30 @@ class AdminCalls(ClientBase):
         """Who the scheduler is, and (up to ``n_workers`` of) its workers by address."""
         return self._query("identity", lambda found: {**found, "address": self.scheduler_address}, n_workers=n_workers)
 
+    def why(self, key: Any) -> Any:
+        """Say in words why a key (or future) is where it is: what it waits for, where, since when."""
+        wire = key_to_wire(key.key if isinstance(key, Future) else key)
+        return self._query("why", str, key=wire)
+
+    def story(self, *keys_or_stimuli: Any, on_error: str = "raise") -> Any:
+        """The transitions of keys (or those that stimuli caused), at the scheduler and the workers, by time.
+
+        Returns
+        -------
+        list of tuple
+            Who, key, state before, event, state after, stimulus, when (seconds of that process's own clock).
+        """
+        wires = [key_to_wire(key.key if isinstance(key, Future) else key) for key in keys_or_stimuli]
+        return self._sync(self._story(wires, on_error))
+
+    async def _story(self, wires: list[str], on_error: str) -> list[tuple[Any, ...]]:
+        rows = [("scheduler", *row) for row in await self._connection.ask("story", keys=wires)]
+        payload = serialize.dumps((_worker_story, (wires,), {}), "the function")
+        told = await self._run(lambda rid: RunFunction(rid, payload), True, on_error)
+        for address, found in told.items():
+            rows += [(address, *row) for row in found] if isinstance(found, list) else []
+        return sorted(rows, key=lambda row: row[-1])
+
     def wait_for_workers(self, n_workers: int, timeout: Any = None) -> Any:
         """Wait until ``n_workers`` are running.
 
@@ -198,6 +222,10 @@ class AdminCalls(ClientBase):
         """Write the address and the secret of the cluster, readable by this user alone, for others to join with."""
         secret = secret_of(self._security, self._fallback)
         write_scheduler_file(Path(scheduler_file), "Scheduler", self._addresses, secret)
+
+
+def _worker_story(wires: list[str], dask_worker: Any = None) -> list[Any]:
+    return [row for row in dask_worker.core.story if row[0] in wires or row[4] in wires]
 
 
 def _names(workers: Any) -> list[str] | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Final
 
+from shoal.core.scheduler import explain
 from shoal.core.scheduler.roster import WorkerRecord
 from shoal.core.scheduler.task import Task
 from shoal.errors import UsageError
@@ -136,6 +137,11 @@ def story(core: SchedulerCore, keys: list[str]) -> list[list[Any]]:
     return [list(row) for row in core.state.story_of(*keys)]
 
 
+def why(core: SchedulerCore, key: str) -> str:
+    """How a task stands, in words."""
+    return explain.why(core.state, key, core.state.now)
+
+
 QUESTIONS: Final[dict[str, Callable[..., Any]]] = {
     "identity": identity,
     "who_has": who_has,
@@ -147,4 +153,5 @@ QUESTIONS: Final[dict[str, Callable[..., Any]]] = {
     "put_targets": put_targets,
     "counts": counts,
     "story": story,
+    "why": why,
 }

@@ -1,0 +1,100 @@
+"""Why a task is where it is, in words. Nothing here changes anything."""
+
+from __future__ import annotations
+
+from shoal.core.scheduler.placement import allowed
+from shoal.core.scheduler.tables import Tables
+from shoal.core.scheduler.task import Task, TaskState
+from shoal.messages import TaskError
+
+#: Inputs that are named.
+_NAMED = 3
+#: Tasks of a chain of causes that are told.
+_DEEP = 5
+
+
+def why(state: Tables, key: str, now: float) -> str:
+    """Say how a task stands, what it waits for, where, and since when."""
+    task = state.tasks.get(key)
+    if task is None:
+        return f"{key!r} is not known here: it was never submitted, or everybody let go of it."
+    lines = []
+    for _ in range(_DEEP):
+        lines.append(_one(state, task, now))
+        if task.state is not TaskState.WAITING:
+            break
+        task = min((dep for dep in task.deps if dep.state is not TaskState.MEMORY), key=_progress)
+    return " ".join(lines)
+
+
+def _progress(task: Task) -> tuple[bool, str]:
+    """Inputs that have not started are the more telling ones."""
+    return task.state is TaskState.PROCESSING, task.key
+
+
+def _since(state: Tables, task: Task, now: float) -> str:
+    for row in reversed(state.story):
+        if row[0] == task.key:
+            return f"for {max(0.0, now - row[5]):.1f} s"
+    return "for longer than is remembered"
+
+
+def _one(state: Tables, task: Task, now: float) -> str:
+    since = _since(state, task, now)
+    match task.state:
+        case TaskState.MEMORY:
+            where = ", ".join(w.name for w in task.who_has or ())
+            return f"{task.key!r} is done, {since}: its result ({task.nbytes} bytes) is on {where}."
+        case TaskState.ERRED:
+            text = task.error.text if isinstance(task.error, TaskError) else f"its workers died: {task.error}"
+            cause = "" if task.origin == task.key else f" its input {task.origin!r} failed:"
+            return f"{task.key!r} failed:{cause} {text}"
+        case TaskState.PROCESSING:
+            return _processing(task, since)
+        case TaskState.QUEUED:
+            before = sum(other < task for other in state.queue.tasks())
+            return (
+                f"{task.key!r} waits, {since}, until one of {len(state.workers)} workers has room; {before} of "
+                f"{state.queue.size} queued tasks are before it."
+            )
+        case TaskState.NO_WORKER:
+            return _no_worker(state, task, since)
+        case TaskState.WAITING:
+            missing = [dep for dep in task.deps if dep.state is not TaskState.MEMORY]
+            named = ", ".join(f"{dep.key!r} ({dep.state.label})" for dep in missing[:_NAMED])
+            more = f" and {len(missing) - _NAMED} more" if len(missing) > _NAMED else ""
+            return f"{task.key!r} waits, {since}, for {len(missing)} of {len(task.deps)} inputs: {named}{more}."
+        case _:
+            return f"{task.key!r} is wanted by nobody, {since}; it is known because others were made of it."
+
+
+def _processing(task: Task, since: str) -> str:
+    worker = task.worker
+    assert worker is not None
+    tries = f"; {len(task.deaths)} workers died under it before" if task.deaths else ""
+    where = f"worker {worker.name} ({worker.address})"
+    if task.n_waiting:
+        return f"{task.key!r} was given to {where}, {since}, which is to compute {task.n_waiting} of its inputs first."
+    if task.long_running:
+        return f"{task.key!r} runs on {where}, {since}, outside of the pool of threads{tries}."
+    asked = f"; it is being asked back for {task.thief.name}" if task.thief is not None else ""
+    return (
+        f"{task.key!r} is with {where}, {since}, which has {worker.n_runnable} tasks for {worker.nthreads} threads"
+        f"{tries}{asked}."
+    )
+
+
+def _no_worker(state: Tables, task: Task, since: str) -> str:
+    options = task.options
+    if not state.workers:
+        return f"{task.key!r} waits, {since}: there is no worker at all."
+    needs = []
+    if options is not None and options.workers:
+        needs.append(f"workers {options.workers}")
+    if options is not None and options.resources:
+        needs.append(f"resources {options.resources}")
+    able = [w for w in state.workers.values() if allowed(task, w)]
+    if able:
+        stopped = ", ".join(f"{w.name} is {w.state.label}" for w in able[:_NAMED])
+        return f"{task.key!r} waits, {since}: the workers that may run it take no tasks now ({stopped})."
+    return f"{task.key!r} waits, {since}: none of {len(state.workers)} workers has its {' and '.join(needs)}."
