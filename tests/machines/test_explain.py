@@ -28,7 +28,7 @@ def test_every_state_is_told() -> None:
     cluster.join()
     cluster.settle()
     assert "is done" in ask(cluster, "c")
-    assert "w2" in ask(cluster, "c")
+    assert "w1" in ask(cluster, "c")
     cluster.failing["bad"] = 1
     cluster.submit({"bad": [], "worse": ["bad"]}, ["worse"])
     cluster.settle()
