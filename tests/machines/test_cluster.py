@@ -6,9 +6,10 @@ import random
 
 import pytest
 
+from shoal.core.effects import Log
 from shoal.core.events import Received
 from shoal.core.scheduler.task import TaskState
-from shoal.messages import Cancel, Finished, KeyErred, KeysDone, KilledTask, Retry, Unwant
+from shoal.messages import Cancel, Finished, KeyErred, KeysDone, KilledTask, Options, Retry, Submit, TaskSpec, Unwant
 from tests.machines.harness import Cluster
 
 
@@ -202,3 +203,25 @@ def test_a_task_whose_input_was_unknown_cannot_be_retried_into_running_without_i
     cluster.submit({"a": [], "b": ["a"]}, ["b"])
     cluster.settle()
     assert cluster.states()["b"] == "memory"
+
+
+def test_a_key_that_comes_with_another_definition_is_warned_of_and_keeps_the_first() -> None:
+    """W21: both are named; after it was let go of, the second one counts."""
+    cluster = Cluster(1)
+    cluster.settle()
+
+    def submit(fn: str, payload: bytes = b"") -> list[str]:
+        spec = TaskSpec("k", fn, payload, [])
+        effects = cluster.scheduler.handle([Received("c", [Submit([spec], {fn: b"F"}, Options(), ["k"])])], cluster.now)
+        return [effect.text for effect in effects if isinstance(effect, Log)]
+
+    assert submit("inc:1") == []
+    assert submit("inc:1") == []
+    (text,) = submit("dec:2")
+    assert "inc:1" in text
+    assert "dec:2" in text
+    assert len(submit("inc:1", b"other arguments")) == 1
+    assert cluster.scheduler.state.tasks["k"].fn == "inc:1"
+    cluster.feed(Received("c", [Unwant(["k"])]))
+    assert submit("dec:2") == []
+    assert cluster.scheduler.state.tasks["k"].fn == "dec:2"

@@ -154,7 +154,7 @@ def payload_nbytes(payload: Any) -> int:
 
 
 def dump_function(function: Any) -> tuple[str, Any]:
-    """Return the id of a function (a hash of its pickle) and its payload.
+    """Return the id of a function (its name and a hash of its pickle) and its payload.
 
     Raises
     ------
@@ -166,7 +166,8 @@ def dump_function(function: Any) -> tuple[str, Any]:
     digest = hashlib.blake2b(digest_size=16)
     for frame in frames:
         digest.update(frame)
-    return digest.hexdigest(), payload
+    name = getattr(function, "__qualname__", type(function).__qualname__)
+    return f"{name[:80]}:{digest.hexdigest()}", payload
 
 
 def stable_state(function: Any, depth: int = 4) -> tuple[Any, ...] | None:

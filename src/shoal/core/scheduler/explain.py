@@ -5,7 +5,7 @@ from __future__ import annotations
 from shoal.core.scheduler.placement import allowed
 from shoal.core.scheduler.tables import Tables
 from shoal.core.scheduler.task import Task, TaskState
-from shoal.messages import TaskError
+from shoal.messages import TaskError, TaskSpec
 
 #: Inputs that are named.
 _NAMED = 3
@@ -98,3 +98,16 @@ def _no_worker(state: Tables, task: Task, since: str) -> str:
         stopped = ", ".join(f"{w.name} is {w.state.label}" for w in able[:_NAMED])
         return f"{task.key!r} waits, {since}: the workers that may run it take no tasks now ({stopped})."
     return f"{task.key!r} waits, {since}: none of {len(state.workers)} workers has its {' and '.join(needs)}."
+
+
+def redefinition(task: Task, spec: TaskSpec) -> str:
+    """What to warn of where ``spec`` came for a key that is known with another recipe, or nothing."""
+    same_call = task.payload == spec.payload or not isinstance(spec.payload, bytes)
+    if task.fn == spec.fn and same_call and [dep.key for dep in task.deps] == list(dict.fromkeys(spec.deps)):
+        return ""
+    before = "data that was put there" if task.fn is None else f"a call of {task.fn or 'a graph node'}"
+    return (
+        f"key {task.key!r} was submitted again with another definition: {before} then, a call of "
+        f"{spec.fn or 'a graph node'} now. The first one counts until everybody has let go of it; give the second one "
+        "another key, or release the first"
+    )

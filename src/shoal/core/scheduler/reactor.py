@@ -12,7 +12,7 @@ from typing import Any, assert_never
 
 from shoal.core.effects import ERROR, INFO, WARNING, CallUser, CloseLink, Effect, Log, Send, Stop
 from shoal.core.events import CallDone, Due, Event, LinkLost, LinkOpened, Received
-from shoal.core.scheduler import info
+from shoal.core.scheduler import explain, info
 from shoal.core.scheduler.calls import PendingCalls, PendingRestart
 from shoal.core.scheduler.invariants import check
 from shoal.core.scheduler.roster import ClientRecord, FunctionRecord, NannyRecord, WorkerRecord
@@ -231,7 +231,9 @@ class SchedulerCore:
         fresh: list[tuple[Task, list[str]]] = []
         for spec in message.tasks:
             task, new = state.define(spec, options, generation)
-            if new and spec.deps:
+            if not new and (text := explain.redefinition(task, spec)):
+                self._log(WARNING, text)
+            elif new and spec.deps:
                 fresh.append((task, spec.deps))
         for task, deps in fresh:
             state.link(task, deps)
