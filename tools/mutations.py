@@ -60,7 +60,7 @@ MUTATIONS: list[tuple[str, str, str, str]] = [
     ("a granted theft leaves the task nowhere", "core/scheduler/stealing.py", "            state.give_back(task)\n", "            pass\n"),
     ("an answer about an earlier assignment counts", "core/scheduler/stealing.py", "task.attempt != answer.attempt or task.thief is None", "False"),
     ("a worker gives up what is in a thread", WORKER, "            and record.attempt in PENDING\n            and record.spec", "            and record.spec"),
-    ("a theft is counted for ever", STATE, "            task.thief.n_stealing -= 1\n", "            pass\n"),
+    ("a theft is counted for ever", ASSIGNMENT, "            task.thief.n_stealing -= 1\n", "            pass\n"),
     ("who left the pool still takes a thread", "core/worker/slots.py", "        self._seceded[record.key] = self._leave(record.key)", "        pass"),
     ("a task that left the pool still counts as work", "core/scheduler/assignment.py", "            worker.occupancy -= task.estimate\n            task.estimate = 0.0\n", "            task.estimate = 0.0\n"),
     ("waiting tasks are not told of a value that came", WORKER, "            waiter.n_missing -= 1\n            if waiter.n_missing == 0:\n                self._prepare(waiter)", "            waiter.n_missing -= 1"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -26,7 +27,7 @@ logger = logging.getLogger("shoal.client")
 T = TypeVar("T")
 
 
-class ClientBase:
+class ClientBase(ABC):
     """What every method of a client stands on."""
 
     def __init__(
@@ -118,9 +119,9 @@ class ClientBase:
             methods = {"dataframe.shuffle.method": "tasks", "array.rechunk.method": "tasks"}
             self._dask_settings = dask.config.set({"scheduler": self.get, **methods})
 
+    @abstractmethod
     def get(self, dsk: Any, keys: Any, **kwargs: Any) -> Any:
         """Run a dask graph."""
-        raise NotImplementedError
 
     @property
     def scheduler_address(self) -> str:

@@ -7,6 +7,7 @@ async with Scheduler() as scheduler, Nanny(scheduler.address), Client(scheduler.
 from __future__ import annotations
 
 import asyncio
+from abc import ABC, abstractmethod
 from collections.abc import Generator
 from html import escape
 from pathlib import Path
@@ -22,15 +23,16 @@ from shoal.security import read_scheduler_file, secret_of, write_scheduler_file
 from shoal.shell.network import local_address
 
 
-class Server:
+class Server(ABC):
     """What the three have in common: start, status, finish, close."""
 
     def __init__(self) -> None:
         self.status = "created"
         self.program: Any = None
 
+    @abstractmethod
     async def _launch(self) -> None:
-        raise NotImplementedError
+        """Make the program, and start it."""
 
     async def start(self) -> Self:
         """Start it, unless that was done already.
@@ -53,9 +55,9 @@ class Server:
         return self
 
     @property
+    @abstractmethod
     def address(self) -> str:
         """Where others reach it."""
-        raise NotImplementedError
 
     async def finished(self) -> None:
         """Wait until it was closed, or told to end by another."""

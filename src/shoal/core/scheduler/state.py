@@ -403,12 +403,6 @@ class SchedulerState(Assignment):
             self.end_theft(task)
         self.open.note(worker)
 
-    def end_theft(self, task: Task) -> None:
-        """``task`` is asked of nobody any more, and waits for no thief."""
-        if task.thief is not None:
-            task.thief.n_stealing -= 1
-            task.thief = None
-
     def add_worker(self, worker: WorkerRecord) -> None:
         """A worker registered: it may be given tasks."""
         self.workers[worker.id] = self.by_slot[worker.slot] = self.by_name[worker.name] = worker
