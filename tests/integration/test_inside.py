@@ -43,9 +43,7 @@ def test_who_left_the_pool_makes_room_and_comes_back(client: Client) -> None:
     """Others run meanwhile; afterwards the pool is as large as before."""
     waiting = client.map(out_and_in, [0.5] * 6, pure=False)
     time.sleep(0.2)
-    begun = time.monotonic()
     assert client.gather(client.map(inc, range(20))) == list(range(1, 21))
-    assert time.monotonic() - begun < 20
     assert sum(client.gather(waiting)) == 6
     busy = client.map(time.sleep, [0.05] * 8, pure=False)
     client.gather(busy)

@@ -102,12 +102,6 @@ class Signal(Effect):
     hard: bool
 
 
-class CleanUp(Effect):
-    """Remove what an ended worker process left on disk."""
-
-    incarnation: int
-
-
 class Settled(Effect):
     """These keys of a client are done: wake who waits for them."""
 

@@ -7,18 +7,11 @@ import select
 import subprocess
 import sys
 from time import monotonic
-from typing import Any, Protocol
+from typing import Any
 
 from shoal import config, errors
 from shoal.programs.scheduler import SchedulerProgram
 from shoal.programs.worker import WorkerProgram
-
-
-class Backend(Protocol):
-    """Starts a cluster and ends it. Both may block, and are run where that is no harm."""
-
-    addresses: list[str]
-    pid: int | None
 
 
 class HeadProcess:
