@@ -113,6 +113,21 @@ def seconds(value: Any, name: str) -> float | None:
         raise ConfigurationError(f"{name} is no duration: {value!r}; write seconds, or as '5 minutes'") from None
 
 
+def fraction(value: Any, name: str) -> float:
+    """Return a share of a limit, between 0 and 1; false and null are 0: no limit.
+
+    Raises
+    ------
+    ConfigurationError
+        If it is none, naming ``name``.
+    """
+    if value is None or value is False:
+        return 0.0
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+        raise ConfigurationError(f"{name} is no fraction between 0 and 1, nor false: {value!r}")
+    return float(value)
+
+
 def nbytes(value: Any, name: str) -> int:
     """Return a size given as a number or as text (``"4 GiB"``), in bytes.
 

@@ -13,6 +13,7 @@
     │   └── HandshakeError                   version, secret or role were refused; retrying is useless
     ├── TaskError
     │   ├── KilledWorker                     the workers that ran the task died
+    │   ├── NoValidWorkerError               no worker could run it for too long
     │   ├── LostDataError                    scattered data whose last copy is gone
     │   └── FutureCancelledError (CancelledError)
     ├── StartError                           a process did not come up
@@ -91,6 +92,10 @@ class KilledWorker(TaskError):
             "If it needs more memory than a worker has, raise memory_limit or split it; if it crashes the "
             "interpreter, run it alone to see why; to try more often, set distributed.scheduler.allowed-failures."
         )
+
+
+class NoValidWorkerError(TaskError):
+    """No worker could run the task for ``distributed.scheduler.no-workers-timeout``."""
 
 
 class LostDataError(TaskError):

@@ -405,6 +405,19 @@ class StealAnswer(Message):
     granted: bool
 
 
+class WorkerStatus(Message):
+    """This worker takes no tasks for now, or takes some again, and why."""
+
+    paused: bool
+    reason: str = ""
+
+
+class GivenBack(Message):
+    """Assignments (key and number) that this worker will not carry out: no thread had them."""
+
+    items: list[tuple[str, int]]
+
+
 class AddKeys(Message):
     """Copies that this worker now holds."""
 
@@ -439,6 +452,8 @@ FromWorker = (
     | Rescheduled
     | LongRunning
     | StealAnswer
+    | WorkerStatus
+    | GivenBack
     | AddKeys
     | DataPut
     | Missing
@@ -589,11 +604,12 @@ class NannyRegistered(Message):
 
 
 class RestartWorker(Message):
-    """Kill the worker process and start another."""
+    """Kill the worker process and start another; ``blame``: it is the fault of what it was running."""
 
     rid: int
     reason: str
     timeout: float
+    blame: bool = False
 
 
 ToNanny = NannyRegistered | RestartWorker | Call | Close

@@ -38,3 +38,16 @@ def hoard() -> int:
         held.append(bytearray(os.urandom(1000) * 5000))
         time.sleep(0.01)
     return len(held)
+
+
+_HELD: list[bytearray] = []
+
+
+def grab(nbytes: int) -> int:
+    """Hold memory beyond the end of the task."""
+    _HELD.append(bytearray(os.urandom(1)) * nbytes)
+    return os.getpid()
+
+
+def let_go() -> None:
+    _HELD.clear()

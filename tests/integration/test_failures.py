@@ -11,9 +11,7 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
@@ -31,13 +29,7 @@ from shoal.errors import (
 )
 from shoal.messages import Handshake, Hello
 from tests.integration.functions import add, inc, leave, slow_inc
-
-
-def until(condition: Callable[[], Any], seconds: float = 20) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.02)
+from tests.integration.helpers import until
 
 
 def children(pid: int) -> list[psutil.Process]:

@@ -152,7 +152,7 @@ def test_bad_input_is_an_error_at_the_call(client: Client, cluster: LocalCluster
 def test_strangers_are_turned_away(client: Client, cluster: LocalCluster) -> None:
     """Random bytes, a huge length and a wrong secret close that link and disturb nothing."""
     host, port = cluster.scheduler_address.removeprefix("tcp://").split(":")
-    for data in (b"GET / HTTP/1.1\r\n\r\n", os.urandom(5000), b"HS\x00\x00\xff\xff\xff\xff" + b"\0" * 8):
+    for data in (b"GET / HTTP/1.1\r\n\r\n", os.urandom(5000), b"HS\x00\x00\xff\xff\xff\xff" + b"\0" * 32):
         with socket.create_connection((host, int(port)), 5) as stranger:
             stranger.settimeout(10)
             stranger.sendall(data)

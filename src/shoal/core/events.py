@@ -129,6 +129,13 @@ class Command(Event):
     rid: int = 0
 
 
+class Pressure(Event):
+    """The memory of this worker is nearly used up, or is so no longer."""
+
+    paused: bool
+    reason: str = ""
+
+
 class Seceded(Event):
     """The task in this thread left the pool: it does not count as work any more, and another may start."""
 

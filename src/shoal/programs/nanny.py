@@ -33,9 +33,9 @@ from shoal.shell.driver import Driver
 from shoal.shell.link import Identity, Link
 from shoal.shell.network import dial, local_address
 from shoal.shell.recorder import Recorder
+from shoal.shell.usage import resident_bytes
 
 logger = logging.getLogger("shoal.nanny")
-_PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
 class NannyProgram:
@@ -84,11 +84,11 @@ class NannyProgram:
         self._up = asyncio.Event()
         #: Where the worker listens now.
         self.worker_address = ""
-        terminate = config.get("distributed.worker.memory.terminate", 0.95) or 0.0
+        terminate = config.fraction(config.get("distributed.worker.memory.terminate", 0.95), "memory.terminate")
         self.core = NannyCore(
             name,
             memory_limit,
-            float(terminate),
+            terminate,
             config.seconds(config.get("shoal.nanny.start-timeout", 60.0), "shoal.nanny.start-timeout") or 60.0,
             int(config.get("shoal.nanny.crash-limit", 5)),
         )
@@ -236,8 +236,7 @@ class NannyProgram:
 
     def _sample(self, pid: int, incarnation: int) -> None:
         try:
-            with open(f"/proc/{pid}/statm") as file:
-                resident = int(file.read().split()[1]) * _PAGE
+            resident = resident_bytes(pid)
         except (OSError, IndexError):
             return  # it ended between the two; its exit is reported
         self.driver.push(MemorySample(incarnation, resident))

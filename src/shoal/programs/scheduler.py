@@ -33,6 +33,7 @@ def settings() -> Settings:
         worker_ttl=config.seconds(config.get(d + "worker-ttl", 300.0), d + "worker-ttl"),
         heartbeat_interval=config.seconds(config.get(s + "heartbeat", 1.0), s + "heartbeat") or 1.0,
         story_length=int(config.get(s + "story-length", 100_000)),
+        no_workers_timeout=config.seconds(config.get(d + "no-workers-timeout", None), d + "no-workers-timeout"),
         validate=bool(config.get(d + "validate", False)),
     )
 

@@ -19,6 +19,7 @@ from shoal.core.events import (
     LinkLost,
     Outcome,
     Outcomes,
+    Pressure,
     PutDone,
     Received,
     Rejoined,
@@ -52,6 +53,7 @@ from shoal.shell.peers import PeerPool
 from shoal.shell.recorder import Recorder
 from shoal.shell.serialize import payload_nbytes
 from shoal.shell.store import Pickled, ValueStore
+from shoal.shell.usage import resident_bytes
 
 logger = logging.getLogger("shoal.worker")
 
@@ -119,6 +121,8 @@ class WorkerProgram:
         self._lent: dict[tuple[Link, int], list[Any]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._heartbeat: asyncio.TimerHandle | None = None
+        self._sampling: asyncio.TimerHandle | None = None
+        self._pause = config.fraction(config.get("distributed.worker.memory.pause", 0.8), "memory.pause")
 
     async def start(
         self, listen_at: list[str], timeout: float = 30.0, on_connected: Callable[[], None] | None = None
@@ -168,6 +172,21 @@ class WorkerProgram:
         if not self._registered.is_set():
             raise StartError(self.reason)
 
+        if self.memory_limit and self._pause:
+            self._sample(
+                config.seconds(config.get("distributed.worker.memory.monitor-interval", 0.1), "interval") or 0.1
+            )
+
+    def _sample(self, interval: float) -> None:
+        """Look at the memory of this process: beyond the limit no task is started until there is some again."""
+        used, most = resident_bytes(), self._pause * self.memory_limit
+        if (used > most) != self.core.paused:
+            how = "over" if used > most else "under"
+            limit = f"{self._pause:.0%} of the limit of {self.memory_limit / 1e6:.0f} MB"
+            text = f"{used / 1e6:.0f} MB are used, {how} {limit}"
+            self.driver.push(Pressure(used > most, text))
+        self._sampling = asyncio.get_running_loop().call_later(interval, self._sample, interval)
+
     def _make_inbound(self) -> Link:
         return Link(self._serve, False, self._inbound.add, self._on_peer_messages, self._on_peer_closed)
 
@@ -201,10 +220,8 @@ class WorkerProgram:
 
     def metrics(self) -> dict[str, Any]:
         """How this worker is, for the heartbeat."""
-        with open("/proc/self/statm") as file:
-            resident = int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
         return {
-            "memory": resident,
+            "memory": resident_bytes(),
             "executing": self.core.slots.n_running,
             "in_memory": len(self.store),
             "executed": self.core.executed,
@@ -299,8 +316,9 @@ class WorkerProgram:
 
     async def close(self, reason: str = "closed") -> None:
         """Say goodbye and let go of everything."""
-        if self._heartbeat is not None:
-            self._heartbeat.cancel()
+        for timer in (self._heartbeat, self._sampling):
+            if timer is not None:
+                timer.cancel()
         if self._link is not None and not self._link.closed:
             self._link.send(Bye(reason))
             self._link.close(reason)

@@ -249,7 +249,7 @@ def dump_error(error: BaseException) -> TaskError:
 
 def load_error(error: TaskError) -> BaseException:
     """Return the exception, with its traceback, or one of our own that carries the text."""
-    from shoal.errors import LostDataError, UsageError
+    from shoal.errors import LostDataError, NoValidWorkerError, UsageError
     from shoal.errors import TaskError as RemoteError
 
     found: BaseException | None = None
@@ -261,7 +261,8 @@ def load_error(error: TaskError) -> BaseException:
     if not isinstance(found, BaseException):
         kind, _, rest = error.text.partition(": ")
         kinds: dict[str, type[Exception]] = {
-            "LostDataError": LostDataError, "SerializationError": SerializationError, "UsageError": UsageError
+            "LostDataError": LostDataError, "NoValidWorkerError": NoValidWorkerError,
+            "SerializationError": SerializationError, "UsageError": UsageError,
         }  # fmt: skip
         found = kinds[kind](rest) if kind in kinds else RemoteError(f"{error.text}\n{error.traceback_text}".strip())
     return found.with_traceback(load_traceback(error))

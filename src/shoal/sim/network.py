@@ -31,12 +31,14 @@ class Wire:
         self._line: deque[Any] = deque()
         self._arrivals = 0
         self.cut = False
+        #: Half open: what is sent is lost, and nobody is told.
+        self.swallows = False
         #: Seconds that are added to each delivery.
         self.slowness = 0.0
 
     def send(self, message: Any) -> None:
         """Put a message in line."""
-        if self.cut:
+        if self.cut or self.swallows:
             return
         self._line.append(message)
         self._arrivals += 1
@@ -45,7 +47,7 @@ class Wire:
 
     def _arrive(self) -> None:
         """A frame arrives: one message, or all that are in line."""
-        if self.cut or not self._line:
+        if self.cut or self.swallows or not self._line:
             return
         count = len(self._line) if self._random.random() < 0.5 else 1
         messages = [self._line.popleft() for _ in range(count)]

@@ -3,43 +3,55 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
-from shoal.core.client.future import FutureRecord
+from shoal.core.client.future import FutureRecord, FutureStatus
 from shoal.core.client.reactor import ClientCore
 from shoal.core.effects import Answered, CancelRun, Drop, Effect, Fetch, Registered, Run, Send, Settled, Stop
-from shoal.core.events import Event, FetchDone, Outcome, Outcomes, Rejoined, Released, Said, Seceded
+from shoal.core.events import Event, FetchDone, Outcome, Outcomes, Pressure, Rejoined, Released, Said, Seceded
 from shoal.core.worker.reactor import WorkerCore
 from shoal.messages import (
     Cancel,
+    Heartbeat,
     Options,
     RegisterClient,
     RegisterWorker,
+    Restart,
     Retry,
     Submit,
     TaskError,
     TaskSpec,
 )
-from shoal.sim.workload import value_of
 
 if TYPE_CHECKING:
+    from shoal.sim.nannies import NannyNode
     from shoal.sim.network import Wire
     from shoal.sim.world import World
+
+#: Seconds between two heartbeats.
+BEAT = 0.2
 
 
 class WorkerNode:
     """A worker process: the core, threads that take time, values, and transfers that may fail."""
 
-    def __init__(self, world: World, name: str, nthreads: int) -> None:
-        self.world, self.name, self.nthreads = world, name, nthreads
+    role = "worker"
+
+    def __init__(self, world: World, name: str, nthreads: int, host: str, nanny: NannyNode | None = None) -> None:
+        self.world, self.name, self.nthreads, self.host, self.nanny = world, name, nthreads, host, nanny
+        self.incarnation = nanny.core.incarnation if nanny is not None else 0
         self.resources = {"R": 1.0} if world.options.resources else None
         self.core = WorkerCore(name, nthreads, self.resources, validate=world.validate)
         self.values: dict[str, bytes] = {}
         self.alive = True
         #: How many times longer its tasks take.
         self.slowness = 1.0
-        #: Until when it answers no peer.
-        self.deaf_until = 0.0
+        #: Until when it answers no peer, and until when nothing at all happens in it (SIGSTOP).
+        self.deaf_until = self.stopped_until = 0.0
+        self.beats = True
+        self._later: deque[Callable[[], None]] = deque()
         #: How many keys that peers ask for it will say not to have.
         self.forgets = 0
         self.up: Wire | None = None
@@ -49,15 +61,24 @@ class WorkerNode:
         self._inside: dict[str, None] = {}
         self._outside: dict[str, None] = {}
         self._inputs: dict[str, list[bytes]] = {}
+        #: The client of the tasks that launch tasks.
+        self.client: ClientNode | None = None
 
     def register(self) -> None:
         """Say hello to the scheduler."""
         assert self.up is not None
-        self.up.send(
-            RegisterWorker(
-                self.name, self.name, [f"sim://{self.name}"], self.nthreads, 0, 1, "host", resources=self.resources
-            )
-        )
+        name = slot = self.name
+        if self.nanny is not None:
+            name = slot = self.nanny.name
+        addresses = [f"sim://{self.name}"]
+        self.up.send(RegisterWorker(name, slot, addresses, self.nthreads, 0, 1, self.host, resources=self.resources))
+        self._beat()
+
+    def _beat(self) -> None:
+        if self.alive and self.world.beating:
+            if self.beats and self.stopped_until <= self.world.now and self.up is not None:
+                self.up.send(Heartbeat({}))
+            self.world.after(BEAT, self._beat)
 
     @property
     def running(self) -> list[str]:
@@ -66,11 +87,33 @@ class WorkerNode:
 
     def tell(self, *events: Event) -> None:
         """Hand events to the core, and do what it asks for."""
-        if not self.alive:
+        if not self.alive or self._put_off(lambda: self.tell(*events)):
             return
         for effect in self.core.handle(events, self.world.now):
             self._perform(effect)
         self.world.wake_at(self.core.deadline(), self)
+
+    def _put_off(self, action: Callable[[], None]) -> bool:
+        """Whether nothing happens in this process now; ``action`` follows when it goes on."""
+        if self.stopped_until <= self.world.now and not self._later:
+            return False
+        self._later.append(action)
+        if len(self._later) == 1:
+            self.world.at(self.stopped_until, self._go_on)
+        return True
+
+    def _go_on(self) -> None:
+        if self.stopped_until > self.world.now:  # it was stopped again
+            self.world.at(self.stopped_until, self._go_on)
+            return
+        later, self._later = self._later, deque()
+        for action in later:
+            action()
+
+    def pause(self, seconds: float) -> None:
+        """Its memory is short for a while."""
+        self.tell(Pressure(True, "memory is short"))
+        self.world.after(seconds, lambda: self.tell(Pressure(False, "there is memory again")))
 
     def _perform(self, effect: Effect) -> None:
         match effect:
@@ -78,6 +121,7 @@ class WorkerNode:
                 assert self.up is not None
                 self.up.send(effect.message)
             case Run():
+                self.world.oracle.starts(self, effect.key)
                 missing = set(effect.deps) - set(self.values)
                 self.world.require(not missing, f"{self.name} was to run {effect.key} without {missing}")
                 self._queue.append(effect)
@@ -104,26 +148,59 @@ class WorkerNode:
             self._busy += 1
             self._inside[run.key] = None
             self.world.count("executions")
-            seconds = self.world.duration(run.key) * self.slowness
-            if self.world.secedes(run.key):
+            fates = self.world.fates
+            seconds = fates.duration(run.key) * self.slowness
+            if kids := fates.kids(run.key):
+                self.world.after(seconds, lambda run=run, kids=kids: self._launch(run, kids))  # type: ignore[misc]
+                continue
+            if fates.secedes(run.key):
                 self.world.after(seconds / 2, lambda run=run: self._secede(run))  # type: ignore[misc]
             self.world.after(seconds, lambda run=run, seconds=seconds: self._end(run, seconds))  # type: ignore[misc]
 
-    def _secede(self, run: Run) -> None:
+    def _launch(self, run: Run, kids: dict[str, list[str]]) -> None:
+        """The task submits others, and waits for them outside of the pool."""
+        if not self.alive or self._put_off(lambda: self._launch(run, kids)):
+            return
+        self.world.count("tasks that launch tasks")
+        self._secede(run, stay=True)
+        client = self.client
+        if client is None:
+            client = self.client = self.world.enter(inside=self)
+        waiting = dict.fromkeys(kids)
+
+        def done(key: str, failed: bool) -> None:
+            waiting.pop(key, None)
+            if not waiting or failed:
+                waiting.clear()
+                for kid in kids:
+                    client.waiting.get(kid, {}).pop(run.key, None)
+                    client.release(kid)
+                self._end(run, 0.0, failed)
+
+        def soon(key: str, failed: bool) -> None:
+            self.world.after(0.0, lambda: done(key, failed) if waiting else None)
+
+        for key in kids:
+            client.waiting.setdefault(key, {})[run.key] = partial(soon, key)
+        self.world.submit(client, kids, list(kids), Options(retries=self.world.options.retries))
+
+    def _secede(self, run: Run, stay: bool = False) -> None:
+        if self._put_off(lambda: self._secede(run, stay)):
+            return
         if self.alive:
             self.world.count("seceded tasks")
             self._busy -= 1
             self._outside[run.key] = None
             self.tell(Seceded(run.key))
-            if self.world.random.random() < 0.3 and self._busy < self.nthreads:
+            if not stay and self.world.random.random() < 0.3 and self._busy < self.nthreads:
                 self.world.count("rejoined tasks")
                 self._busy += 1
                 del self._outside[run.key]
                 self.tell(Rejoined(run.key))
             self._next()
 
-    def _end(self, run: Run, seconds: float) -> None:
-        if not self.alive:
+    def _end(self, run: Run, seconds: float, failed: bool = False) -> None:
+        if not self.alive or self._put_off(lambda: self._end(run, seconds, failed)):
             return
         if run.key in self._outside:
             del self._outside[run.key]
@@ -133,14 +210,16 @@ class WorkerNode:
         self._cancelled.discard(run.key)
         inputs = self._inputs.pop(run.key)
         now = self.world.now
-        fate = self.world.fate(run.key)
+        fate = "error" if failed else self.world.fates.outcome(run.key)
         if fate == "error":
+            self.world.count("tasks that raise")
             error = TaskError(None, None, f"ValueError: {run.key}")
             outcome = Outcome(run.key, "error", 0, "", now - seconds, now, None, error)
         elif fate == "reschedule":
+            self.world.count("reschedules")
             outcome = Outcome(run.key, "reschedule", 0, "", now - seconds, now)
         else:
-            value = self.values[run.key] = value_of(run.key, inputs)
+            value = self.values[run.key] = self.world.fates.value(run.key, inputs)
             sent = value if run.inline else None
             outcome = Outcome(run.key, "ok", len(value), "bytes", now - seconds, now, sent)
         self.tell(Outcomes([outcome]))
@@ -164,11 +243,15 @@ class WorkerNode:
 class ClientNode:
     """A client and its user: what was asked for, let go of, and heard."""
 
+    role = "client"
+
     def __init__(self, world: World, name: str) -> None:
         self.world, self.name = world, name
         self.core = ClientCore(name)
         self.up: Wire | None = None
         self.alive = True
+        #: What waits for keys here, by key and by who waits: called with whether it failed.
+        self.waiting: dict[str, dict[str, Callable[[bool], None]]] = {}
 
     def register(self) -> None:
         assert self.up is not None
@@ -185,6 +268,8 @@ class ClientNode:
                 case Settled():
                     for record in effect.records:
                         self.world.oracle.settled(self, record)
+                        for call in list(self.waiting.get(record.key, {}).values()):
+                            call(record.status is not FutureStatus.FINISHED)
                 case Answered() | Registered():
                     pass
 
@@ -222,3 +307,8 @@ class ClientNode:
 
     def retry(self, keys: list[str]) -> None:
         self.tell(Said(Retry(keys)))
+
+    def restart(self) -> None:
+        """Forget all tasks and restart all workers."""
+        self.world.oracle.restarts()
+        self.tell(Said(Restart(1, 5.0)))

@@ -37,6 +37,16 @@ class Options:
     resources: bool
     #: Tasks sent ahead for each thread.
     saturation: float
+    #: Share of the tasks that submit others, and wait for them.
+    launching: float
+    #: Whether some submissions may run on one host only.
+    restricted: bool
+    #: Whether workers have nannies, and the share of the starts that fail.
+    nannies: bool
+    bad_starts: float
+    #: Seconds of silence after which a worker is removed, and that a task waits for a worker that may run it.
+    ttl: float | None
+    no_workers_timeout: float | None
     #: Shape of the graphs.
     shape: str
 
@@ -52,7 +62,7 @@ class Options:
             "tasks": rng.choice([5, 15, 30, 60]),
             "submissions": rng.randint(1, 4),
             "clients": rng.randint(1, 2),
-            "allowed_failures": rng.choice([1, 3, 100]),
+            "allowed_failures": rng.choice([0, 1, 3, 100]),
             "faults": rng.choice([0, 3, 8, 15]),
             "delay": (0.05, 0.3) if slow else (0.0001, rng.choice([0.001, 0.05])),
             "duration": (0.0, rng.choice([0.001, 0.05, 0.5])),
@@ -62,7 +72,13 @@ class Options:
             "retries": rng.randint(0, 2),
             "resources": rng.random() < 0.3,
             "saturation": rng.choice([1.0, 1.1, 2.0]),
-            "shape": rng.choice(["map", "chains", "tree", "shuffle", "random", "random"]),
+            "launching": rng.choice([0.0, 0.0, 0.0, 0.15]),
+            "restricted": rng.random() < 0.3,
+            "nannies": rng.random() < 0.4,
+            "bad_starts": rng.choice([0.0, 0.2]),
+            "ttl": rng.choice([None, 1.0]),
+            "no_workers_timeout": rng.choice([None, None, 1.0]),
+            "shape": rng.choice(["map", "chains", "tree", "shuffle", "fan", "random", "random"]),
         }
         return cls(**{**drawn, **{name: value for name, value in given.items() if value is not None}})
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from shoal.core.client.future import FutureRecord, FutureStatus
-from shoal.ids import WorkerId
+from shoal.core.scheduler.task import TaskState
 from shoal.messages import KeyErred, KilledTask
 
 if TYPE_CHECKING:
-    from shoal.sim.nodes import ClientNode
+    from shoal.sim.nodes import ClientNode, WorkerNode
     from shoal.sim.world import World
 
 
@@ -24,9 +24,42 @@ class Oracle:
         #: Keys that any client ever cancelled, and each cancellation: when, by whom, what, with force or not.
         self.cancelled: set[str] = set()
         self.cancellations: list[tuple[tuple[int, float], str, set[str], bool]] = []
-        #: Keys that a worker had when the scheduler heard of its death, with how often: without a nanny nobody knows
-        #: what its threads were in, and the scheduler has to guess among these.
-        self.deaths: dict[str, int] = {}
+        #: Which workers are gone, which tasks each was given, and which its nanny says that it died under.
+        self.gone: set[str] = set()
+        self.given: dict[str, set[str]] = {}
+        self.died_under: dict[str, set[str]] = {}
+        #: When clients restarted the cluster.
+        self._restarts: list[float] = []
+
+    def expects(self, tasks: dict[str, list[str]], values: dict[str, bytes]) -> None:
+        """These tasks exist from now on, and this is what they compute."""
+        self.tasks.update(tasks)
+        self.expected.update(values)
+
+    def restarts(self) -> None:
+        """A client restarts the cluster: everything is cancelled."""
+        self._restarts.append(self.world.now)
+
+    def starts(self, worker: WorkerNode, key: str) -> None:
+        """An execution begins: may it be here, and is it needed?"""
+        world = self.world
+        world.count("executions")
+        allowed = world.fates.may_run(key, worker.host, worker.resources or {})
+        world.require(allowed, f"{key} runs on {worker.name} at {worker.host}, where it may not")
+        task = world.scheduler.state.tasks.get(key)
+        if task is not None and task.state is TaskState.MEMORY:
+            world.count("needless executions")
+            world.require(
+                bool(world.acts_done), f"{key} is computed again, and nothing happened that could call for it"
+            )
+
+    def arrives(self, worker: WorkerNode, key: str) -> None:
+        """A copy comes to a worker."""
+        world = self.world
+        world.count("copies")
+        if key in worker.values:
+            world.count("needless copies")
+            world.require(bool(world.acts_done), f"{key} is brought to {worker.name} twice")
 
     def tick(self) -> tuple[int, float]:
         """The next number in the order of what users do, and the time."""
@@ -41,17 +74,13 @@ class Oracle:
     def may_be_cancelled(self, client: ClientNode, key: str, wished: tuple[int, float]) -> bool:
         """Whether somebody's cancellation can be the cause: the client's own after its wish, another's by force."""
         ancestors = self.ancestors(key)
+        if any(when > wished[1] - 2.0 for when in self._restarts):
+            return True
         return any(
             (who == client.name and number > wished[0]) or (who != client.name and force and when > wished[1] - 2.0)
             for (number, when), who, keys, force in self.cancellations
             if keys & ancestors
         )
-
-    def died(self, name: str) -> None:
-        """The scheduler hears of a worker's death."""
-        worker = self.world.scheduler.state.workers.get(WorkerId(name))
-        for task in worker.processing if worker is not None else ():
-            self.deaths[task.key] = self.deaths.get(task.key, 0) + 1
 
     def ancestors(self, key: str) -> set[str]:
         """``key`` and all that it is computed from."""
@@ -81,15 +110,26 @@ class Oracle:
     def _check_error(self, key: str, error: object) -> None:
         world = self.world
         if isinstance(error, KilledTask):
-            deaths, allowed = self.deaths.get(error.origin, 0), world.options.allowed_failures
-            world.require(deaths > allowed, f"{error.origin} was given up after {deaths} deaths of {allowed} allowed")
+            world.count("tasks that were given up")
+            allowed = world.options.allowed_failures
+            world.require(len(error.deaths) > allowed, f"{error.origin} was given up after {error.deaths}")
+            for death in error.deaths:
+                self._check_death(error.origin, death)
             world.require(error.origin in self.ancestors(key), f"{error.origin} is said to have failed {key}")
         elif isinstance(error, KeyErred):
-            fails = world.fails(error.origin)
-            lost = bool(self.ancestors(key) & self.cancelled)
+            fails = world.fates.fails(error.origin)
+            lost = bool(self.ancestors(key) & self.cancelled) or bool(self._restarts)
+            late = world.options.no_workers_timeout is not None and "NoValidWorker" in error.error.text
+            world.count("tasks that no worker could run for too long" if late else "tasks that failed")
             world.require(
-                fails or lost, f"{key} erred because of {error.origin}, which does not fail: {error.error.text}"
+                fails or lost or late, f"{key} erred because of {error.origin}, which does not fail: {error.error.text}"
             )
+
+    def _check_death(self, key: str, told: str) -> None:
+        """A worker is said to have died under ``key``: it is gone, and had it; where a nanny saw it, in a thread."""
+        name = told.partition("sim://")[2].partition(")")[0]
+        under = self.died_under.get(name, self.given.get(name, set()))
+        self.world.require(name in self.gone and key in under, f"{key} was not under {name}: {told}")
 
     def check_wishes(self) -> None:
         """All that clients hold is done: with the right value, or for a cause."""

@@ -20,6 +20,8 @@ def graph(shape: str, size: int, rng: Random, prefix: str) -> dict[str, list[str
         for n in range(half, 2 * half - 1):
             found[f"{prefix}-{n}"] = [f"{prefix}-{2 * (n - half)}", f"{prefix}-{2 * (n - half) + 1}"]
         return found
+    if shape == "fan":
+        return {key: [keys[0]] if n else [] for n, key in enumerate(keys)}
     if shape == "shuffle":
         width = max(2, int((size / 2) ** 0.5))
         inputs = keys[:width]
@@ -36,11 +38,3 @@ def value_of(key: str, inputs: list[bytes]) -> bytes:
     for value in inputs:
         digest.update(value)
     return digest.digest()
-
-
-def sequential(tasks: dict[str, list[str]]) -> dict[str, bytes]:
-    """The value of every key, computed here, one after another."""
-    values: dict[str, bytes] = {}
-    for key, deps in tasks.items():
-        values[key] = value_of(key, [values[dep] for dep in deps])
-    return values

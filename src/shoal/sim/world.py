@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import replace
 from hashlib import blake2b
 from heapq import heappop, heappush
 from random import Random
@@ -15,48 +15,18 @@ from shoal.core.events import Due, Event, FetchFailed, LinkLost, LinkOpened, Rec
 from shoal.core.scheduler.reactor import SchedulerCore
 from shoal.core.scheduler.settings import Settings
 from shoal.errors import InternalError, InvariantViolation
-from shoal.messages import INBOUND, OUTBOUND, StealAnswer
+from shoal.messages import INBOUND, OUTBOUND, Compute, GivenBack, StealAnswer, WorkerDied
 from shoal.messages import Options as TaskOptions
+from shoal.sim.acts import HOSTS, TROUBLE, Act, draw_acts, perform
+from shoal.sim.fates import Fates
+from shoal.sim.nannies import NannyNode
 from shoal.sim.network import Wire
 from shoal.sim.nodes import ClientNode, WorkerNode
 from shoal.sim.options import Options
 from shoal.sim.oracle import Oracle
-from shoal.sim.workload import graph, sequential, value_of
 
-#: Events after which a run that should have come to rest counts as endless.
-MOST_STEPS = 200_000
-#: Seconds of virtual time in which misfortunes happen.
-TROUBLE = 3.0
-
-
-@dataclass(frozen=True)
-class Act:
-    """Something that happens to the cluster, or that a user does."""
-
-    at: float
-    kind: str
-    seed: int
-
-    def __str__(self) -> str:
-        return f"{self.at:.4f} {self.kind} ({self.seed})"
-
-
-#: What may happen, with its weight.
-MISFORTUNES = {
-    "crash": 3,
-    "join": 3,
-    "cut": 2,
-    "slow worker": 2,
-    "slow link": 2,
-    "deaf worker": 2,
-    "release": 4,
-    "cancel": 3,
-    "resubmit": 4,
-    "retry": 2,
-    "vanish": 1,
-    "changes of mind": 4,
-    "forgetful worker": 2,
-}
+#: Events after which a run that should have come to rest counts as endless: so many, and so many for each task.
+MOST_STEPS, MOST_STEPS_A_TASK = 200_000, 200
 
 
 class World:
@@ -77,34 +47,42 @@ class World:
         self.random = Random(f"world-{options.seed}")
         self.now = 0.0
         self.steps = 0
+        self._most_steps = MOST_STEPS + MOST_STEPS_A_TASK * options.tasks * options.submissions
         self.counters: Counter[str] = Counter()
         self.told: deque[str] = deque(maxlen=400)
         self._trace = blake2b(digest_size=16)
         self._heap: list[tuple[float, int, Callable[[], None]]] = []
         self._seq = 0
         self._wakes: dict[Any, float] = {}
-        self._runs: Counter[str] = Counter()
         self._names = 0
+        self.fates = Fates(options)
+        #: Whether workers report that they are alive.
+        self.beating = True
         settings = Settings(
             allowed_failures=options.allowed_failures,
             saturation=options.saturation,
-            worker_ttl=None,
+            worker_ttl=options.ttl,
+            no_workers_timeout=options.no_workers_timeout,
             validate=validate,
         )
         self.scheduler = SchedulerCore("scheduler", settings)
         self.oracle = Oracle(self)
         self.workers: dict[str, WorkerNode] = {}
+        self.nannies: dict[str, NannyNode] = {}
         self.clients: dict[str, ClientNode] = {}
         self._down: dict[str, Wire] = {}
-        self.acts = self._draw_acts(skip)
+        self.acts = draw_acts(options, skip)
+        #: How many of those that were drawn have happened, beyond the first submission.
+        self.acts_done = 0
 
     # -------------------------------------------------------------------------------------------- time
 
     def after(self, seconds: float, action: Callable[[], None]) -> None:
         """Have ``action`` called ``seconds`` from now."""
-        self._at(self.now + seconds, action)
+        self.at(self.now + seconds, action)
 
-    def _at(self, when: float, action: Callable[[], None]) -> None:
+    def at(self, when: float, action: Callable[[], None]) -> None:
+        """Have ``action`` called at ``when``."""
         self._seq += 1
         heappush(self._heap, (when, self._seq, action))
 
@@ -112,7 +90,7 @@ class World:
         """A core wants to be called at ``due``."""
         if due is not None and self._wakes.get(node) != due:
             self._wakes[node] = due
-            self._at(max(self.now, due), lambda: self._wake(node, due))
+            self.at(max(self.now, due), lambda: self._wake(node, due))
 
     def _wake(self, node: Any, due: float) -> None:
         if self._wakes.get(node) == due:
@@ -126,7 +104,7 @@ class World:
         """Let things happen until nothing is left to happen, or ``until``."""
         while self._heap and (until is None or self._heap[0][0] <= until):
             self.steps += 1
-            self.require(self.steps < MOST_STEPS, f"no rest after {MOST_STEPS} events")
+            self.require(self.steps < self._most_steps, f"no rest after {self.steps} events")
             self.now, _, action = heappop(self._heap)
             action()
         if until is not None:
@@ -161,24 +139,28 @@ class World:
                 wire = self._down.get(effect.to)
                 if wire is not None:
                     wire.send(effect.message)
+                if isinstance(effect.message, Compute):
+                    self.oracle.given.setdefault(effect.to, set()).update(task.key for task in effect.message.tasks)
             elif isinstance(effect, Log):
                 self.count("logged" if effect.level < 30 else "warned")
             elif isinstance(effect, CloseLink):
+                self.oracle.gone.add(effect.to)
+                self.counters["workers that were silent for too long"] += "worker-ttl" in effect.reason
                 self._hang_up(effect.to, effect.reason)
         self.wake_at(self.scheduler.deadline(), self.scheduler)
 
-    def _connect(self, node: WorkerNode | ClientNode, role: str) -> None:
-        name = node.name
+    def _connect(self, node: WorkerNode | ClientNode | NannyNode) -> None:
+        name, role = node.name, node.role
 
         def up(messages: list[Any]) -> None:
-            self.note(f"{name} → s: {messages}")
-            for message in messages:
-                if isinstance(message, StealAnswer):
-                    self.count("thefts" if message.granted else "thefts refused")
+            if self.validate:
+                self.note(f"{name} → s: {messages}")
+            self._look_at(messages)
             self.tell_scheduler(Received(name, messages))
 
         def down(messages: list[Any]) -> None:
-            self.note(f"s → {name}: {messages}")
+            if self.validate:
+                self.note(f"s → {name}: {messages}")
             node.tell(Received("", messages))
 
         rng, delay = self.random, self.options.delay
@@ -187,46 +169,108 @@ class World:
         self.tell_scheduler(LinkOpened(role, name))
         node.register()
 
-    def join(self) -> WorkerNode:
-        """A worker comes."""
+    def _look_at(self, messages: list[Any]) -> None:
+        """What the scheduler is about to hear, for the counters and for the oracle."""
+        for message in messages:
+            if isinstance(message, StealAnswer):
+                self.count("thefts" if message.granted else "thefts refused")
+            elif isinstance(message, GivenBack):
+                self.counters["assignments given back"] += len(message.items)
+            elif isinstance(message, WorkerDied) and message.worker:
+                self.oracle.gone.add(message.worker)
+                self.oracle.died_under[message.worker] = set() if message.expected else set(message.running)
+
+    def _name(self, kind: str) -> str:
         self._names += 1
-        name = f"w{self._names}"
-        worker = self.workers[name] = WorkerNode(self, name, self.options.nthreads)
-        self.note(f"{name} joins")
-        self._connect(worker, "worker")
+        return f"{kind}{self._names}"
+
+    def join(self, host: str = "") -> NannyNode | WorkerNode:
+        """A worker comes, with its nanny where there are such."""
+        name = self._name("n" if self.options.nannies else "w")
+        host = host or HOSTS[self._names % len(HOSTS)]
+        self.note(f"{name} joins at {host}")
+        if self.options.nannies:
+            nanny = self.nannies[name] = NannyNode(self, name, host)
+            self._connect(nanny)
+            return nanny
+        worker = self.workers[name] = WorkerNode(self, name, self.options.nthreads, host)
+        self._connect(worker)
         return worker
 
-    def enter(self) -> ClientNode:
-        """A client comes."""
-        self._names += 1
-        name = f"c{self._names}"
-        client = self.clients[name] = ClientNode(self, name)
-        self._connect(client, "client")
+    def boot(self, nanny: NannyNode) -> WorkerNode:
+        """The process that ``nanny`` started is up."""
+        name = f"{nanny.name}.{nanny.core.incarnation}"
+        worker = self.workers[name] = WorkerNode(self, name, self.options.nthreads, nanny.host, nanny)
+        self._connect(worker)
+        return worker
+
+    def enter(self, inside: WorkerNode | None = None) -> ClientNode:
+        """A client comes: a user's, or that of the tasks of a worker."""
+        name = self._name("c") if inside is None else f"{inside.name}-c"
+        client = ClientNode(self, name)
+        if inside is None:
+            self.clients[name] = client
+        else:
+            inside.client = client
+        self._connect(client)
         return client
+
+    def down(self, node: WorkerNode) -> Wire | None:
+        """The link from the scheduler to ``node``, if it is whole."""
+        return self._down.get(node.name)
 
     def _hang_up(self, name: str, reason: str) -> None:
         """The scheduler closes a link: the other end hears of it."""
         wire = self._down.pop(name, None)
-        node = self.workers.get(name) or self.clients.get(name)
+        node = self.workers.get(name) or self.clients.get(name) or self.nannies.get(name)
         if wire is None or node is None:
             return
-        self.after(self.random.uniform(*self.options.delay), lambda: node.tell(LinkLost("scheduler", "s", reason)))
+        late = 1.0 if wire.swallows else 0.0
+        seconds = self.random.uniform(*self.options.delay) + late
+        self.after(seconds, lambda: node.tell(LinkLost("scheduler", "s", reason)))
 
     def crash(self, worker: WorkerNode, reason: str, clean: bool = False) -> None:
-        """A worker process ends; the scheduler hears of it a little later."""
+        """A worker process ends; the scheduler hears of it a little later, and so does its nanny."""
         if not worker.alive:
             return
         self.note(f"{worker.name} ends: {reason}")
         worker.alive = False
         del self.workers[worker.name]
         self._wakes.pop(worker, None)
-        if worker.up is not None:
-            self.after(self.random.uniform(*self.options.delay) * 2, lambda: self._lost(worker.name, "worker", reason))
+        if worker.client is not None:
+            self.vanish(worker.client)
+        if worker.nanny is not None:
+            worker.nanny.exited(worker.incarnation, [] if clean else worker.running)
+        self.after(self.random.uniform(*self.options.delay) * 2, lambda: self.lose(worker.name, "worker", reason))
 
-    def _lost(self, name: str, role: str, reason: str) -> None:
+    def leave(self, nanny: NannyNode) -> None:
+        """A nanny ends, and its worker with it."""
+        if nanny.alive:
+            nanny.alive = False
+            self.nannies.pop(nanny.name, None)
+            if nanny.worker is not None:
+                self.crash(nanny.worker, "its nanny ended")
+            self.after(self.random.uniform(*self.options.delay), lambda: self.lose(nanny.name, "nanny", "ended"))
+
+    def vanish(self, client: ClientNode) -> None:
+        """A client is gone without a word."""
+        client.alive = False
+        self.clients.pop(client.name, None)
+        self.lose(client.name, "client", "vanished")
+
+    def sever(self, worker: WorkerNode) -> None:
+        """Nothing arrives any more on the link of ``worker``."""
+        assert worker.up is not None
+        worker.up.break_off()
+        wire = self._down.pop(worker.name, None)
+        if wire is not None:
+            wire.break_off()
+
+    def lose(self, name: str, role: str, reason: str) -> None:
+        """The scheduler hears that a link broke."""
         self._down.pop(name, None)
         self.note(f"the scheduler hears that {name} is gone")
-        self.oracle.died(name)
+        self.oracle.gone.add(name)
         self.tell_scheduler(LinkLost(role, name, reason))
 
     def transfer(self, worker: WorkerNode, fetch: Fetch) -> None:
@@ -237,6 +281,9 @@ class World:
 
     def _ask_peer(self, worker: WorkerNode, fetch: Fetch) -> None:
         peer = self.workers.get(fetch.peer)
+        if peer is not None and peer.stopped_until > self.now:  # no answer, until it goes on or its end is known
+            self.after(0.05, lambda: self._ask_peer(worker, fetch))
+            return
         if peer is None or peer.deaf_until > self.now:
             self.count("unreachable peers")
             answer: Event = FetchFailed(fetch.peer, fetch.keys, "no answer")
@@ -248,166 +295,45 @@ class World:
 
     def _answer(self, worker: WorkerNode, answer: Event, values: dict[str, bytes]) -> None:
         if worker.alive:
-            self.note(f"{worker.name} hears {answer}")
+            if self.validate:
+                self.note(f"{worker.name} hears {answer}")
+            for key in values:
+                self.oracle.arrives(worker, key)
             worker.values.update(values)
             worker.tell(answer)
 
     # -------------------------------------------------------------------------------------------- tasks
 
-    def duration(self, key: str) -> float:
-        """Seconds that a task runs."""
-        return Random(f"duration-{self.options.seed}-{key}").uniform(*self.options.duration)
-
-    def fails(self, key: str) -> bool:
-        """Whether a task may fail for good."""
-        return self._kind(key) == "broken" or (self._kind(key) == "flaky" and self.options.retries == 0)
-
-    def secedes(self, key: str) -> bool:
-        """Whether a task leaves the pool half-way."""
-        return Random(f"secede-{self.options.seed}-{key}").random() < self.options.seceding
-
-    def _kind(self, key: str) -> str:
-        draw = Random(f"kind-{self.options.seed}-{key}").random()
-        if draw < self.options.broken:
-            return "broken"
-        if draw < self.options.broken + self.options.flaky:
-            return "flaky" if draw < self.options.broken + self.options.flaky / 2 else "rescheduling"
-        return "good"
-
-    def fate(self, key: str) -> str:
-        """How the execution that ends now ends."""
-        kind = self._kind(key)
-        self._runs[key] += 1
-        if kind == "broken" or (kind == "flaky" and self._runs[key] == 1):
-            self.count("tasks that raise")
-            return "error"
-        if kind == "rescheduling" and self._runs[key] == 1:
-            self.count("reschedules")
-            return "reschedule"
-        return "ok"
-
-    # -------------------------------------------------------------------------------------------- what happens
-
-    def _draw_acts(self, skip: frozenset[int]) -> list[Act]:
-        rng = Random(f"acts-{self.options.seed}")
-        acts = [
-            Act(0.0 if n == 0 else rng.uniform(0, TROUBLE), "submit", rng.randrange(10**6))
-            for n in range(self.options.submissions)
-        ]
-        kinds, weights = list(MISFORTUNES), list(MISFORTUNES.values())
-        acts += [
-            Act(rng.uniform(0, TROUBLE), rng.choices(kinds, weights)[0], rng.randrange(10**6))
-            for _ in range(self.options.faults)
-        ]
-        acts.sort(key=lambda act: act.at)
-        return [act for number, act in enumerate(acts) if number not in skip]
-
-    def _do(self, act: Act) -> None:
-        rng = Random(f"act-{act.seed}")
-        self.note(f"-- {act.kind}")
-        self.count(act.kind)
-        workers = list(self.workers.values())
-        clients = [client for client in self.clients.values() if client.alive]
-        worker = rng.choice(workers) if workers else None
-        client = rng.choice(clients) if clients else self.enter()
-        held = list(client.core.futures)
-        some = rng.sample(held, min(len(held), rng.randint(1, 3)))
-        if act.kind == "submit":
-            self._submit(client, rng)
-        elif act.kind == "join":
-            self.join()
-        elif act.kind == "release":
-            for key in some:
-                client.release(key)
-        elif act.kind == "cancel" and some:
-            client.cancel(some, rng.random() < 0.3)
-            if rng.random() < 0.5:  # and changes their mind at once
-                self._resubmit(client, rng, some[0])
-        elif act.kind == "retry" and some:
-            client.retry(some)
-        elif act.kind == "resubmit" and self.oracle.tasks:
-            self._resubmit(client, rng)
-        elif act.kind == "changes of mind" and some:
-            self._change_mind(client, rng, some, rng.randint(2, 6))
-        elif act.kind == "vanish":
-            client.alive = False
-            del self.clients[client.name]
-            self._lost(client.name, "client", "vanished")
-        elif worker is not None:
-            self._harm(act.kind, worker, rng)
-
-    def _harm(self, kind: str, worker: WorkerNode, rng: Random) -> None:
-        assert worker.up is not None
-        if kind == "crash":
-            self.crash(worker, "crash")
-        elif kind == "cut":
-            # Both ends learn of it, each in its own time; what was under way is gone.
-            worker.up.break_off()
-            wire = self._down.pop(worker.name, None)
-            if wire is not None:
-                wire.break_off()
-            name = worker.name
-            self.after(rng.uniform(0, 0.5), lambda: self._lost(name, "worker", "cut"))
-            self.after(rng.uniform(0, 0.5), lambda: worker.tell(LinkLost("scheduler", "s", "cut")))
-        elif kind == "slow worker":
-            worker.slowness = rng.choice([3.0, 10.0])
-        elif kind == "slow link":
-            worker.up.slowness = rng.uniform(0.0, 0.5)
-            wire = self._down.get(worker.name)
-            if wire is not None:
-                wire.slowness = rng.uniform(0.0, 0.5)
-        elif kind == "forgetful worker":
-            worker.forgets = rng.randint(1, 3)
-        elif kind == "deaf worker":
-            worker.deaf_until = self.now + rng.uniform(0.1, 1.0)
-
-    def _change_mind(self, client: ClientNode, rng: Random, keys: list[str], times: int) -> None:
-        """Let go of keys and want them again, several times in a short while."""
-        if not client.alive:
-            return
-        for key in keys:
-            record = client.core.futures.get(key)
-            for _ in range(record.refs if record is not None else 0):
-                client.release(key)
-        pause = rng.choice([0.0, 0.001, 0.05, 0.3])
-
-        def again() -> None:
-            if client.alive:
-                for key in keys:
-                    self._resubmit(client, rng, key)
-                if times > 1:
-                    self.after(
-                        rng.choice([0.0, 0.001, 0.05, 0.3]), lambda: self._change_mind(client, rng, keys, times - 1)
-                    )
-
-        self.after(pause, again)
-
-    def _submit(self, client: ClientNode, rng: Random) -> None:
-        tasks = graph(self.options.shape, self.options.tasks, rng, f"t{len(self.oracle.tasks)}")
-        known = list(self.oracle.tasks)
-        expected = sequential(tasks)
-        wants = rng.sample(list(tasks), min(len(tasks), rng.randint(1, 6)))
-        held = [key for key in known if key in client.core.futures and rng.random() < 0.3][:3]
-        if held:  # a task on futures of the client's
-            key = f"on{len(self.oracle.tasks)}-0"
-            tasks[key] = held
-            expected[key] = value_of(key, [self.oracle.expected[dep] for dep in held])
-            wants.append(key)
-        self.oracle.tasks.update(tasks)
-        self.oracle.expected.update(expected)
-        needs = {"R": 1.0} if self.options.resources and rng.random() < 0.5 else None
-        self.count("submissions with resources" if needs else "submissions without resources")
-        options = TaskOptions(retries=self.options.retries, priority=rng.randint(-1, 1), resources=needs)
+    def submit(self, client: ClientNode, tasks: dict[str, list[str]], wants: list[str], options: TaskOptions) -> None:
+        """A client submits a graph, and holds futures of ``wants``."""
+        self.fates.asked(tasks, options)
+        missing = [key for key in tasks if key not in self.oracle.tasks]
+        if missing:  # submitted from within a task
+            self.oracle.expects(tasks, self.fates.sequential(tasks))
         client.submit(tasks, wants, options)
 
-    def _resubmit(self, client: ClientNode, rng: Random, key: str = "") -> None:
-        """The same keys again, with all that they are computed from."""
-        key = key or rng.choice(list(self.oracle.tasks))
-        needed = self.oracle.ancestors(key)
-        tasks = {name: deps for name, deps in self.oracle.tasks.items() if name in needed}
-        client.submit(tasks, [key], TaskOptions(retries=self.options.retries))
+    def _do(self, act: Act) -> None:
+        perform(self, act)
+        self.acts_done += act is not self.acts[0]
 
     # -------------------------------------------------------------------------------------------- a run
+
+    def _make_peace(self) -> None:
+        """From now on nothing goes wrong, and there is a worker on each host."""
+        self.note("-- peace")
+        self.beating = False
+        self.scheduler.settings.worker_ttl = None
+        self.options = replace(self.options, bad_starts=0.0)
+        for worker in list(self.workers.values()):
+            worker.deaf_until = 0.0
+            wire = self._down.get(worker.name)
+            if worker.up is not None and wire is not None and (worker.up.swallows or wire.swallows):
+                self.sever(worker)
+                self.lose(worker.name, "worker", "silent")
+                worker.tell(LinkLost("scheduler", "s", "silent"))
+        for host in HOSTS:
+            if not any(node.host == host for node in (self.nannies or self.workers).values()):
+                self.join(host)
 
     def run(self) -> None:
         """Trouble, then peace, then the questions.
@@ -423,13 +349,8 @@ class World:
             self.enter()
         for act in self.acts:
             self.after(act.at, lambda act=act: self._do(act))  # type: ignore[misc]
-        self.run_until_rest(TROUBLE)
         self.run_until_rest(TROUBLE + 1.0)
-        self.note("-- peace")
-        for worker in list(self.workers.values()):
-            worker.deaf_until = 0.0
-        if not self.workers:
-            self.join()
+        self._make_peace()
         self.run_until_rest()
         self.oracle.check_wishes()
         for client in list(self.clients.values()):

@@ -62,6 +62,8 @@ class NannyCore:
         self.restarts = 0
         #: Why the process is being ended, once that is so.
         self.reason = ""
+        #: Whether it is ended on purpose, and not for what it was running.
+        self._blameless = False
         self._failure = ""
         self._was_up = False
         self._closing = False
@@ -105,13 +107,14 @@ class NannyCore:
     def _start(self, now: float) -> None:
         self._advance(ChildEvent.START)
         self.incarnation += 1
-        self._was_up = False
+        self._was_up = self._blameless = False
         self.worker = self.address = self.reason = self._failure = ""
         self._due = now + self.start_timeout
         self._effects.append(Spawn(self.incarnation))
 
-    def _end(self, reason: str, now: float, hard: bool = False) -> None:
+    def _end(self, reason: str, now: float, hard: bool = False, blameless: bool = False) -> None:
         if self.state in (ChildState.STARTING, ChildState.UP):
+            self._blameless = blameless
             self._advance(ChildEvent.END)
             self.reason = reason
             self._due = now + GRACE
@@ -121,7 +124,7 @@ class NannyCore:
         if what == "start" and self.state is ChildState.DOWN and not self._closing:
             self._start(now)
         elif what == "restart":
-            self._end(reason or "restarted", now, hard=True)
+            self._end(reason or "restarted", now, hard=True, blameless=True)
         elif what == "close":
             self._closing = True
             if self.state is ChildState.BACKOFF:
@@ -129,12 +132,12 @@ class NannyCore:
             if self.state in (ChildState.DOWN, ChildState.GIVEN_UP):
                 self._effects.append(Stop(reason or "closed"))
             else:
-                self._end(reason or "closed", now)
+                self._end(reason or "closed", now, blameless=True)
 
     def _on_message(self, message: Any, now: float) -> None:
         match message:
             case RestartWorker():
-                self._on_command("restart", message.reason, now)
+                self._end(message.reason, now, hard=True, blameless=not message.blame)
             case Close():
                 self._on_command("close", message.reason, now)
             case Call():
@@ -154,7 +157,7 @@ class NannyCore:
         self._advance(ChildEvent.EXIT_FOR_GOOD if self._closing else ChildEvent.EXIT)
         closing = self._closing
         self._effects.append(
-            Send("", WorkerDied(self.worker, reason, event.running, closing, not closing, self.address))
+            Send("", WorkerDied(self.worker, reason, event.running, self._blameless, not closing, self.address))
         )
         if self._closing:
             self._due = None

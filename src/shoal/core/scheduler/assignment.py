@@ -38,7 +38,7 @@ class Assignment(Tables):
                 self._assign(task, thief)
                 return
         if not placement.is_restricted(task) and placement.is_rootish(self, task):
-            if self.total_nthreads:
+            if self.running_nthreads:
                 self._advance(task, TaskEvent.ENQUEUE)
                 self.queue.push(task)
                 return
@@ -48,8 +48,12 @@ class Assignment(Tables):
         if worker is not None:
             self._assign(task, worker)
         elif task.state is TaskState.WAITING:
-            self._advance(task, TaskEvent.STRAND)
-            self.stranded[task] = None
+            self._strand(task)
+
+    def _strand(self, task: Task) -> None:
+        """No worker may run ``task`` now."""
+        self._advance(task, TaskEvent.STRAND)
+        self.stranded.add(task, self.now)
 
     def _drain_queue(self) -> None:
         while self.queue.size:
@@ -90,6 +94,7 @@ class Assignment(Tables):
         if not task.long_running:
             task.long_running = True
             worker.n_long_running += 1
+            worker.n_needy -= task.needy
             worker.occupancy -= task.estimate
             task.estimate = 0.0
             self.open.note(worker)
@@ -105,6 +110,7 @@ class Assignment(Tables):
         self.attempts += 1
         task.attempt = self.attempts
         worker.processing[task] = None
+        worker.n_needy += task.needy
         if task.n_waiting:
             task.estimate = 0.0
             worker.n_ahead += 1

@@ -58,7 +58,7 @@ def _one(state: Tables, task: Task, now: float) -> str:
                 f"{state.queue.size} queued tasks are before it."
             )
         case TaskState.NO_WORKER:
-            return _no_worker(state, task, since)
+            return f"{task.key!r} waits, {since}: {no_worker(state, task)}."
         case TaskState.WAITING:
             missing = [dep for dep in task.deps if dep.state is not TaskState.MEMORY]
             named = ", ".join(f"{dep.key!r} ({dep.state.label})" for dep in missing[:_NAMED])
@@ -84,20 +84,21 @@ def _processing(task: Task, since: str) -> str:
     )
 
 
-def _no_worker(state: Tables, task: Task, since: str) -> str:
+def no_worker(state: Tables, task: Task) -> str:
+    """Why no worker may run ``task`` now."""
     options = task.options
     if not state.workers:
-        return f"{task.key!r} waits, {since}: there is no worker at all."
-    needs = []
-    if options is not None and options.workers:
-        needs.append(f"workers {options.workers}")
-    if options is not None and options.resources:
-        needs.append(f"resources {options.resources}")
+        return "there is no worker at all"
     able = [w for w in state.workers.values() if allowed(task, w)]
     if able:
         stopped = ", ".join(f"{w.name} is {w.state.label}" for w in able[:_NAMED])
-        return f"{task.key!r} waits, {since}: the workers that may run it take no tasks now ({stopped})."
-    return f"{task.key!r} waits, {since}: none of {len(state.workers)} workers has its {' and '.join(needs)}."
+        return f"the {len(able)} workers that may run it take no tasks now ({stopped})"
+    needs = []
+    if options is not None and options.workers:
+        needs.append(f"is called one of {options.workers}")
+    if options is not None and options.resources:
+        needs.append(f"has {options.resources}")
+    return f"none of {len(state.workers)} workers {' and '.join(needs)}"
 
 
 def redefinition(task: Task, spec: TaskSpec) -> str:

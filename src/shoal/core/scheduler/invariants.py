@@ -35,6 +35,10 @@ def check(state: SchedulerState) -> None:
             raise InvariantViolation(f"function {fn} counts {record.n_tasks} tasks, there are {functions.get(fn, 0)}")
     for task in state.stranded:
         _require(task.state is TaskState.NO_WORKER, state, task, "is stranded but not in no-worker")
+    if state.stranded.size != len(list(state.stranded)):
+        raise InvariantViolation(f"{len(list(state.stranded))} tasks are stranded, {state.stranded.size} counted")
+    if state.running_nthreads != sum(w.nthreads for w in state.workers.values() if w.running):
+        raise InvariantViolation(f"running_nthreads is {state.running_nthreads}")
     if state.total_nthreads != sum(w.nthreads for w in state.workers.values()):
         raise InvariantViolation(f"total_nthreads is {state.total_nthreads}")
     if set(state.by_slot.values()) != set(state.workers.values()) or set(state.by_name.values()) != set(
@@ -53,6 +57,9 @@ def check(state: SchedulerState) -> None:
         seceded = sum(task.long_running for task in worker.processing)
         if worker.n_long_running != seceded:
             raise InvariantViolation(f"{worker!r} counts {worker.n_long_running} long-running tasks, not {seceded}")
+        needy = sum(task.needy and not task.long_running for task in worker.processing)
+        if worker.n_needy != needy:
+            raise InvariantViolation(f"{worker!r} counts {worker.n_needy} tasks with resources, not {needy}")
         stealing = sum(task.thief is worker for task in state.tasks.values())
         stolen = sum(task.thief is not None for task in worker.processing)
         if (worker.n_stealing, worker.n_stolen) != (stealing, stolen):

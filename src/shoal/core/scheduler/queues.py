@@ -1,13 +1,16 @@
-"""Two heaps: tasks that wait for a free worker, and workers that have room.
+"""Tasks that wait for a free worker, workers that have room, and tasks that no worker may run.
 
-Both are lazy: an entry that has become wrong is dropped or corrected when it comes to the top, so that no change
-elsewhere has to find it. Each operation is O(log n).
+The first two are heaps, and lazy: an entry that has become wrong is dropped or corrected when it comes to the top, so
+that no change elsewhere has to find it. Each operation is O(log n).
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from heapq import heappop, heappush, heapreplace
+from typing import Any
 
+from shoal.core.scheduler import placement
 from shoal.core.scheduler.roster import WorkerRecord
 from shoal.core.scheduler.task import Task, TaskState
 
@@ -63,7 +66,8 @@ class OpenWorkers:
     def has_room(self, worker: WorkerRecord) -> bool:
         if not worker.running:
             return False
-        return worker.n_runnable < worker.slots or worker.occupancy < self.backlog * worker.nthreads
+        certain = worker.n_runnable - worker.n_needy
+        return certain < worker.slots or worker.occupancy < self.backlog * worker.nthreads
 
     def note(self, worker: WorkerRecord) -> None:
         """Take note that ``worker`` may have room now, or has become idle."""
@@ -88,3 +92,64 @@ class OpenWorkers:
             else:
                 return worker
         return None
+
+
+class Stranded:
+    """Tasks in state ``no-worker``, with the time since when; those with the same restrictions stand together, so
+    that a worker that comes is compared with each kind of task once."""
+
+    __slots__ = ("_groups", "size")
+
+    def __init__(self) -> None:
+        self._groups: dict[Any, dict[Task, float]] = {}
+        self.size = 0
+
+    def add(self, task: Task, now: float) -> None:
+        self._groups.setdefault(_restrictions(task), {})[task] = now
+        self.size += 1
+
+    def discard(self, task: Task) -> None:
+        kind = _restrictions(task)
+        group = self._groups[kind]
+        del group[task]
+        if not group:
+            del self._groups[kind]
+        self.size -= 1
+
+    def __contains__(self, task: Task) -> bool:
+        return task in self._groups.get(_restrictions(task), ())
+
+    def __iter__(self) -> Iterator[Task]:
+        for group in self._groups.values():
+            yield from group
+
+    def candidates(self, worker: WorkerRecord) -> list[Task]:
+        """Those that ``worker`` may run."""
+        return [
+            task for group in self._groups.values() if placement.allowed(next(iter(group)), worker) for task in group
+        ]
+
+    def first(self) -> float | None:
+        """Since when the one that has waited longest has been here."""
+        return min((next(iter(group.values())) for group in self._groups.values()), default=None)
+
+    def overdue(self, now: float, timeout: float) -> list[list[Task]]:
+        """Those that have been here for ``timeout``, by kind."""
+        found = []
+        for group in self._groups.values():
+            kind = []
+            for task, entered in group.items():  # in the order in which they came
+                if entered + timeout > now:
+                    break
+                kind.append(task)
+            if kind:
+                found.append(kind)
+        return found
+
+
+def _restrictions(task: Task) -> Any:
+    options = task.options
+    if options is None or not placement.is_restricted(task):
+        return None
+    workers = tuple(options.workers or ())
+    return workers, tuple((options.resources or {}).items()), options.allow_other_workers

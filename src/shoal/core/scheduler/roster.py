@@ -74,7 +74,7 @@ class WorkerRecord:
 
     __slots__ = (
         "addresses", "functions", "has_what", "heap_load", "host", "id", "last_seen", "local_directory",
-        "memory_limit", "metrics", "n_ahead", "n_long_running", "n_stealing", "n_stolen", "name", "nbytes",
+        "memory_limit", "metrics", "n_ahead", "n_long_running", "n_needy", "n_stealing", "n_stolen", "name", "nbytes",
         "nthreads", "occupancy", "out", "out_free", "peers", "pid", "postponed", "processing", "resources", "slot",
         "slots", "state",
     )  # fmt: skip
@@ -107,6 +107,8 @@ class WorkerRecord:
         self.n_ahead = 0
         #: How many run outside of the pool of threads.
         self.n_long_running = 0
+        #: How many of those inside need resources: they may have to wait for one that a task outside holds.
+        self.n_needy = 0
         #: Tasks asked of others for it, and asked of it for others.
         self.n_stealing = self.n_stolen = 0
         self.postponed: list[Task] | None = None

@@ -7,8 +7,8 @@ class Settings:
     """What the configuration says, as the cores need it: plain values, read once."""
 
     __slots__ = (
-        "allowed_failures", "backlog", "bandwidth", "durations", "heartbeat_interval", "saturation", "story_length",
-        "unknown_duration", "validate", "worker_ttl",
+        "allowed_failures", "backlog", "bandwidth", "durations", "heartbeat_interval", "no_workers_timeout",
+        "saturation", "story_length", "unknown_duration", "validate", "worker_ttl",
     )  # fmt: skip
 
     def __init__(
@@ -23,6 +23,7 @@ class Settings:
         heartbeat_interval: float = 1.0,
         story_length: int = 100_000,
         validate: bool = False,
+        no_workers_timeout: float | None = None,
     ) -> None:
         self.allowed_failures = allowed_failures
         self.saturation = saturation
@@ -34,3 +35,4 @@ class Settings:
         self.heartbeat_interval = heartbeat_interval
         self.story_length = story_length
         self.validate = validate
+        self.no_workers_timeout = no_workers_timeout

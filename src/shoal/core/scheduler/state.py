@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from shoal.core.scheduler import explain
 from shoal.core.scheduler.assignment import Assignment
 from shoal.core.scheduler.roster import (
     WORKER,
@@ -17,6 +18,7 @@ from shoal.core.scheduler.roster import (
     FunctionRecord,
     WorkerEvent,
     WorkerRecord,
+    WorkerState,
 )
 from shoal.core.scheduler.task import Task, TaskEvent, TaskState
 from shoal.messages import (
@@ -396,7 +398,10 @@ class SchedulerState(Assignment):
         del worker.processing[task]
         worker.occupancy = worker.occupancy - task.estimate if worker.processing else 0.0
         worker.n_ahead -= task.n_waiting > 0
-        worker.n_long_running -= task.long_running
+        if task.long_running:
+            worker.n_long_running -= 1
+        else:
+            worker.n_needy -= task.needy
         task.long_running = False
         if task.thief is not None:
             worker.n_stolen -= 1
@@ -408,19 +413,55 @@ class SchedulerState(Assignment):
         self.workers[worker.id] = self.by_slot[worker.slot] = self.by_name[worker.name] = worker
         worker.state = WORKER.advance(worker.state, WorkerEvent.REGISTER, worker.id)
         self.total_nthreads += worker.nthreads
+        self._takes_tasks(worker)
+
+    def _takes_tasks(self, worker: WorkerRecord) -> None:
+        self.running_nthreads += worker.nthreads
         self.open.note(worker)
-        self._ready.extend(self.stranded)
+        self._ready += self.stranded.candidates(worker)
+
+    def _takes_none(self, worker: WorkerRecord) -> None:
+        self.running_nthreads -= worker.nthreads
+        self.crowded.pop(worker, None)
+        if not self.running_nthreads:
+            for task in self.queue.tasks():
+                self._strand(task)
+
+    def pause(self, worker: WorkerRecord) -> None:
+        """``worker`` takes no tasks for now; it gives back what no thread of it has."""
+        if worker.state is WorkerState.RUNNING:
+            worker.state = WORKER.advance(worker.state, WorkerEvent.PAUSE, worker.id)
+            self._takes_none(worker)
+
+    def resume(self, worker: WorkerRecord) -> None:
+        """``worker`` takes tasks again."""
+        if worker.state is WorkerState.PAUSED:
+            worker.state = WORKER.advance(worker.state, WorkerEvent.RESUME, worker.id)
+            self._takes_tasks(worker)
+
+    def fail_stranded(self, timeout: float) -> int:
+        """Give up the tasks that no worker could run for ``timeout`` seconds; return how many."""
+        count = 0
+        for kind in self.stranded.overdue(self.now, timeout):
+            cause = explain.no_worker(self, kind[0])
+            for task in kind:
+                if task.state is TaskState.NO_WORKER:
+                    text = f"NoValidWorkerError: {task.key!r} waited for {timeout:g} s, and {cause}"
+                    self.fail(task, TaskError(None, None, text), task.key)
+                    count += 1
+        return count
 
     def remove_worker(self, worker: WorkerRecord) -> list[Task]:
         """A worker is gone: its tasks go back, its results are found elsewhere or computed again.
 
         Returns the tasks that it could have been running.
         """
+        if worker.running:
+            self._takes_none(worker)
         worker.state = WORKER.advance(worker.state, WorkerEvent.REMOVE, worker.id)
         del self.workers[worker.id], self.by_slot[worker.slot], self.by_name[worker.name]
         self.total_nthreads -= worker.nthreads
         self.silence(worker)
-        self.crowded.pop(worker, None)
         worker.postponed = None
         assigned = [task for task in sorted(worker.processing) if not task.n_waiting]
         for task in tuple(worker.processing):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 
 from shoal.core.scheduler.outbox import Outbox
-from shoal.core.scheduler.queues import OpenWorkers, TaskQueue
+from shoal.core.scheduler.queues import OpenWorkers, Stranded, TaskQueue
 from shoal.core.scheduler.roster import (
     ClientRecord,
     FunctionRecord,
@@ -34,11 +34,12 @@ class Tables(Outbox):
         self.clients: dict[ClientId, ClientRecord] = {}
         self.queue = TaskQueue()
         self.open = OpenWorkers(settings.backlog)
-        #: Tasks that no worker may run, as an ordered set.
-        self.stranded: dict[Task, None] = {}
+        self.stranded = Stranded()
         #: Workers that have more than they can run, as an ordered set; some may not any more.
         self.crowded: dict[WorkerRecord, None] = {}
         self.total_nthreads = 0
+        #: Threads of the workers that take tasks now.
+        self.running_nthreads = 0
         self.generation = 0
         #: Assignments so far; numbers are never used twice, also not for a key that was forgotten and came again.
         self.attempts = 0
@@ -63,7 +64,7 @@ class Tables(Outbox):
         if before is TaskState.QUEUED:
             self.queue.discard(task)
         elif before is TaskState.NO_WORKER:
-            del self.stranded[task]
+            self.stranded.discard(task)
 
     def story_of(self, *keys_or_stimuli: str) -> list[tuple[str, str, str, str, str, float]]:
         """The rows of the story that concern these keys or stimuli."""

@@ -190,6 +190,11 @@ class Task:
         return bool(self.who_wants) or self.n_waiters > 0
 
     @property
+    def needy(self) -> bool:
+        """Whether it takes resources of its worker."""
+        return self.options is not None and bool(self.options.resources)
+
+    @property
     def lost(self) -> bool:
         """Whether it is scattered data without a copy: nothing can bring it back."""
         return self.fn is None and self.state is TaskState.RELEASED

@@ -22,6 +22,7 @@ from shoal.core.events import (
     LinkLost,
     Outcome,
     Outcomes,
+    Pressure,
     PutDone,
     Received,
     Rejoined,
@@ -45,6 +46,7 @@ from shoal.messages import (
     Failed,
     Finished,
     FreeKeys,
+    GivenBack,
     Holders,
     KeyInfo,
     LongRunning,
@@ -57,6 +59,7 @@ from shoal.messages import (
     ToWorker,
     WorkerRegistered,
     WorkerRejected,
+    WorkerStatus,
 )
 
 #: Seconds after which the scheduler is asked again for holders of a missing key.
@@ -130,6 +133,8 @@ class WorkerCore:
                 self._on_fetch_failed(event)
             elif type(event) is PutDone:
                 self._on_put_done(event)
+            elif type(event) is Pressure:
+                self._on_pressure(event)
             elif type(event) is CallDone:
                 self._out.append(Answer(event.rid, event.payload))
             elif type(event) is LinkLost:
@@ -150,7 +155,7 @@ class WorkerCore:
 
     def deadline(self) -> float | None:
         """When :meth:`handle` is to be called even if nothing happens."""
-        due = [at for at in (self._ask_at, self.fetcher.deadline()) if at is not None]
+        due = [at for at in (self._ask_at, None if self.paused else self.fetcher.deadline()) if at is not None]
         return min(due, default=None)
 
     def _on_message(self, message: ToWorker) -> None:
@@ -230,6 +235,9 @@ class WorkerCore:
         """Start an attempt: find its inputs, or put it in line."""
         spec = record.spec
         assert spec is not None
+        if self.paused:
+            self._give_back(record)
+            return
         self._attempt(record, AttemptEvent.AWAIT)
         missing = 0
         deps = []
@@ -255,9 +263,35 @@ class WorkerCore:
         self._attempt(record, AttemptEvent.CONSTRAIN if record.spec.resources else AttemptEvent.PREPARE)
         self.slots.push(record)
 
-    def _start_tasks(self) -> None:
-        if self.paused:
+    def _on_pressure(self, event: Pressure) -> None:
+        """Memory runs short: start nothing, and hoard nothing that others could start; or go on."""
+        if event.paused == self.paused:
             return
+        self.paused = event.paused
+        self.stimulus = "paused" if event.paused else "resumed"
+        self._out.append(WorkerStatus(event.paused, event.reason))
+        if not event.paused:
+            return
+        for record in list(self.keys.values()):
+            if record.attempt in PENDING:
+                self._drop_attempt(record)
+                self._give_back(record)
+        handed_out = [key for key in self.slots.running_keys() if self.keys[key].attempt is AttemptState.EXECUTING]
+        if handed_out:
+            self._effects.append(CancelRun(handed_out))  # those that a thread has begun go on
+
+    def _give_back(self, record: KeyRecord) -> None:
+        """The scheduler may let another worker compute ``record``: here nothing is at work for it."""
+        assert record.spec is not None
+        item = (record.key, record.spec.attempt)
+        if self._out and type(self._out[-1]) is GivenBack:
+            self._out[-1].items.append(item)
+        else:
+            self._out.append(GivenBack([item]))
+        record.goal = Goal.DROP
+        self._tidy(record)
+
+    def _start_tasks(self) -> None:
         while (record := self.slots.pop()) is not None:
             spec = record.spec
             assert spec is not None
@@ -421,6 +455,8 @@ class WorkerCore:
             self._seek(record, holders)
 
     def _start_fetches(self, now: float) -> None:
+        if self.paused:
+            return
         for fetch, records in self.fetcher.plan(now):
             for record in records:
                 self._replica(record, ReplicaEvent.DEPART)

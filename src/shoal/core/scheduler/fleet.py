@@ -1,0 +1,355 @@
+"""The scheduler's dealings with workers and nannies: one method for each of their messages, deaths and silences."""
+
+from __future__ import annotations
+
+from typing import Any, assert_never
+
+from shoal.core.effects import ERROR, INFO, WARNING, CloseLink, Effect, Log, Send
+from shoal.core.scheduler.calls import PendingCalls, PendingRestart
+from shoal.core.scheduler.roster import NannyRecord, WorkerRecord
+from shoal.core.scheduler.settings import Settings
+from shoal.core.scheduler.state import SchedulerState
+from shoal.core.scheduler.stealing import Balancer
+from shoal.core.scheduler.task import Task, TaskState
+from shoal.ids import ClientId, SlotId, WorkerId
+from shoal.messages import (
+    AddKeys,
+    Answer,
+    Bye,
+    DataPut,
+    Failed,
+    Finished,
+    FromNanny,
+    FromWorker,
+    GivenBack,
+    Heartbeat,
+    Holders,
+    LongRunning,
+    Missing,
+    NannyRegistered,
+    RegisterNanny,
+    RegisterWorker,
+    Rescheduled,
+    RestartWorker,
+    StealAnswer,
+    WorkerDied,
+    WorkerGaveUp,
+    WorkerRegistered,
+    WorkerRejected,
+    WorkerStatus,
+)
+
+#: A copy whose holder could not be reached this often by those who need it is given up.
+UNREACHABLE_LIMIT = 5
+
+
+class Fleet:
+    """Workers come, report, fall silent and die."""
+
+    def __init__(self, id: str, settings: Settings | None = None) -> None:
+        self.id = id
+        self.settings = settings or Settings()
+        self.state = SchedulerState(self.settings)
+        self.balancer = Balancer(self.state)
+        self.calls = PendingCalls()
+        self.restarts: list[PendingRestart] = []
+        self._effects: list[Effect] = []
+        self._ttl_check: float | None = None
+        self._roles: dict[str, str] = {}
+        self._unreachable: dict[tuple[str, str], int] = {}
+
+    def _say(self, to: str, message: Any) -> None:
+        """Send at once, ahead of what :meth:`SchedulerState.flush` gathers; for answers that wait for nothing."""
+        if to in self._roles:
+            self._effects.append(Send(to, message))
+
+    def _log(self, level: int, text: str) -> None:
+        self._effects.append(Log(level, text))
+
+    def _answer_calls(self, calls: list[Any]) -> None:
+        for call in calls:
+            if call.complete:
+                self.calls.end(call)
+                client = self.state.clients.get(call.client)
+                if client is not None:
+                    self.state.tell(client, Answer(call.rid, {"results": call.results, "errors": call.errors}))
+
+    # -------------------------------------------------------------------------------------------- workers
+
+    def _on_worker_message(self, peer: str, message: FromWorker) -> None:
+        state = self.state
+        worker = state.workers.get(WorkerId(peer))
+        if isinstance(message, RegisterWorker):
+            self._on_register_worker(peer, message)
+            return
+        if worker is None:
+            return
+        match message:
+            case Finished():
+                for item in message.items:
+                    task = state.tasks.get(item.key)
+                    if task is not None and task.worker is worker and task.attempt == item.attempt:
+                        state.finish(task, worker, item.nbytes, item.type, item.value, max(item.stop - item.start, 0.0))
+            case Failed():
+                self._on_failed(worker, message)
+            case AddKeys():
+                for info_item in message.items:
+                    task = state.tasks.get(info_item.key)
+                    if task is not None and task.state is TaskState.MEMORY:
+                        state.add_replica(task, worker)
+                    elif task is None or task.worker is not worker:
+                        state.free(worker, info_item.key)
+            case Heartbeat():
+                worker.metrics = message.metrics
+            case Missing():
+                self._on_missing(worker, message)
+            case DataPut():
+                self._on_data_put(worker, message)
+            case Rescheduled():
+                task = state.tasks.get(message.key)
+                if task is not None and task.worker is worker and task.attempt == message.attempt:
+                    state.give_back(task)
+            case GivenBack():
+                for key, attempt in message.items:
+                    task = state.tasks.get(key)
+                    if task is not None and task.worker is worker and task.attempt == attempt:
+                        state.give_back(task)
+            case WorkerStatus():
+                self._on_worker_status(worker, message)
+            case StealAnswer():
+                self.balancer.answered(worker, message)
+            case LongRunning():
+                task = state.tasks.get(message.key)
+                if task is not None and task.worker is worker and task.attempt == message.attempt:
+                    state.secede(task)
+            case Answer():
+                self._answer_calls(self.calls.answered(peer, message))
+            case Bye():
+                self._remove_worker(worker, message.reason or "it closed", expected=True)
+            case _:
+                assert_never(message)
+
+    def _on_register_worker(self, peer: str, message: RegisterWorker) -> None:
+        state = self.state
+        if WorkerId(peer) in state.workers:
+            return
+        before = state.by_slot.get(SlotId(message.slot))
+        if before is not None:
+            self._remove_worker(before, "another worker process took its place", expected=False)
+        namesake = state.by_name.get(message.name)
+        if namesake is not None:
+            reason = f"a worker named {message.name!r} is here already, at {namesake.address}"
+            self._log(WARNING, f"refused worker {peer}: {reason}")
+            self._say(peer, WorkerRejected(reason))
+            return
+        worker = WorkerRecord(
+            WorkerId(peer),
+            message.name,
+            SlotId(message.slot),
+            message.addresses,
+            message.nthreads,
+            self.settings.saturation,
+            message.memory_limit,
+            message.host,
+            message.pid,
+            message.local_directory,
+            message.resources,
+        )
+        worker.last_seen = state.now
+        state.add_worker(worker)
+        nanny = state.nannies.get(worker.slot)
+        if nanny is not None:
+            nanny.worker = worker.id
+        if self.settings.worker_ttl is not None and self._ttl_check is None:
+            self._ttl_check = state.now + self.settings.worker_ttl / 4
+        self._say(peer, WorkerRegistered(self.id, self.settings.heartbeat_interval))
+        self._log(INFO, f"worker {worker.name} joined from {worker.address}, {worker.nthreads} threads")
+
+    def _on_worker_status(self, worker: WorkerRecord, message: WorkerStatus) -> None:
+        if message.paused:
+            self._log(WARNING, f"worker {worker.name} takes no tasks: {message.reason}")
+            self.state.pause(worker)
+        else:
+            self._log(INFO, f"worker {worker.name} takes tasks again: {message.reason}")
+            self.state.resume(worker)
+
+    def _on_failed(self, worker: WorkerRecord, message: Failed) -> None:
+        state = self.state
+        task = state.tasks.get(message.key)
+        if task is None or task.worker is not worker or task.attempt != message.attempt:
+            return
+        task.prefix.failures += 1
+        if task.retries > 0:
+            task.retries -= 1
+            state.give_back(task)
+            return
+        state.fail(task, message.error, task.key)
+        state.free(worker, task.key)
+
+    def _on_missing(self, worker: WorkerRecord, message: Missing) -> None:
+        state = self.state
+        task = state.tasks.get(message.key)
+        if task is None:
+            state.free(worker, message.key)
+            return
+        for holder_id in message.absent:
+            holder = state.workers.get(WorkerId(holder_id))
+            if holder is not None:
+                state.lose_replica(task, holder)
+                if task.worker is not holder:
+                    state.free(holder, task.key)  # so that both agree, whatever it is that it has
+        for holder_id in message.unreachable:
+            holder = state.workers.get(WorkerId(holder_id))
+            if holder is None:
+                continue
+            count = self._unreachable[(holder_id, task.key)] = self._unreachable.get((holder_id, task.key), 0) + 1
+            if count >= UNREACHABLE_LIMIT:
+                del self._unreachable[(holder_id, task.key)]
+                self._log(WARNING, f"{worker.name} cannot reach {holder.name} for {task.key!r}: that copy is given up")
+                state.lose_replica(task, holder)
+                state.free(holder, task.key)
+        if task.state is TaskState.MEMORY:
+            holders = [str(w.id) for w in task.who_has or () if w is not worker]
+            peers: dict[str, list[str]] = {}
+            state.introduce(worker, holders, peers)
+            state.tell(worker, Holders(task.key, list(holders), peers))
+
+    def _on_data_put(self, worker: WorkerRecord, message: DataPut) -> None:
+        state = self.state
+        client = state.clients.get(ClientId(message.client))
+        for item in message.items:
+            task = state.tasks.get(item.key)
+            if client is None and (task is None or task.state is not TaskState.MEMORY):
+                state.free(worker, item.key)
+                continue
+            if task is None:
+                task = state.tasks[item.key] = Task(item.key, state.prefix(item.key))
+            if task.state is TaskState.RELEASED or task.state is TaskState.MEMORY:
+                state.scatter(task, worker, item.nbytes, item.type)
+            if client is not None:
+                state.want(client, task)
+
+    def _remove_worker(
+        self, worker: WorkerRecord, reason: str, expected: bool, running: list[str] | None = None
+    ) -> None:
+        state = self.state
+        assigned = state.remove_worker(worker)
+        has_nanny = worker.slot in state.nannies
+        for pair in [pair for pair in self._unreachable if pair[0] == worker.id]:
+            del self._unreachable[pair]
+        level = INFO if expected else WARNING
+        self._log(level, f"worker {worker.name} ({worker.address}) left: {reason}")
+        self._answer_calls(self.calls.peer_lost(worker.id, f"worker {worker.name} left: {reason}"))
+        self._effects.append(CloseLink(worker.id, reason))
+        if running is None and not expected and not has_nanny:
+            running = [task.key for task in assigned[: worker.nthreads]]
+        if running and not expected:
+            self._blame(worker.name, worker.address, reason, running)
+
+    def _blame(self, name: str, address: str, reason: str, running: list[str]) -> None:
+        """Count a death against the tasks that were in its threads; give up those that had too many."""
+        state = self.state
+        for key in running:
+            task = state.tasks.get(key)
+            if task is None:
+                continue
+            beside = [other for other in running if other != key]
+            line = f"worker {name} ({address}): {reason}"
+            if beside:
+                line += f"; beside it ran {', '.join(beside[:5])}{' …' if len(beside) > 5 else ''}"
+            task.deaths = [*(task.deaths or ()), line]
+            if len(task.deaths) > self.settings.allowed_failures and task.active:
+                worker = task.worker
+                self._log(ERROR, f"task {key!r} is given up: its workers died {len(task.deaths)} times")
+                state.fail(task, task.deaths, key)
+                if worker is not None:
+                    state.free(worker, key)
+
+    def _strand_check(self) -> float | None:
+        """When the task that has waited longest for a worker that may run it is given up."""
+        first, timeout = self.state.stranded.first(), self.settings.no_workers_timeout
+        return None if first is None or timeout is None else first + timeout
+
+    def _check_stranded(self, now: float) -> None:
+        due, timeout = self._strand_check(), self.settings.no_workers_timeout
+        if due is not None and timeout is not None and now >= due:
+            count = self.state.fail_stranded(timeout)
+            self._log(ERROR, f"{count} tasks are given up: no worker could run them for {timeout:g} s")
+
+    def _check_ttl(self, now: float) -> None:
+        due, ttl = self._ttl_check, self.settings.worker_ttl
+        if due is None or now < due:
+            return
+        if ttl is None:  # it was switched off
+            self._ttl_check = None
+            return
+        late = now - due
+        self._ttl_check = now + ttl / 4 if self.state.workers else None
+        if late > ttl / 4:
+            # This process was stalled, or the machine was suspended: nobody could be heard. Everyone gets a new lease.
+            for worker in self.state.workers.values():
+                worker.last_seen = max(worker.last_seen, now - ttl / 2)
+            return
+        for worker in tuple(self.state.workers.values()):
+            silent = now - worker.last_seen
+            if silent > ttl:
+                nanny = self.state.nannies.get(worker.slot)
+                reason = f"it was not heard of for {silent:.0f} s (worker-ttl is {ttl:g} s)"
+                if nanny is not None:
+                    self._say(nanny.id, RestartWorker(0, reason, 30.0, True))
+                self._remove_worker(worker, reason, expected=False)
+
+    # -------------------------------------------------------------------------------------------- nannies
+
+    def _on_nanny_message(self, peer: str, message: FromNanny) -> None:
+        state = self.state
+        nanny = state.nannies.get(SlotId(peer))
+        if isinstance(message, RegisterNanny):
+            state.nannies[SlotId(peer)] = NannyRecord(SlotId(peer), message.name, message.host, message.pid)
+            self._say(peer, NannyRegistered(self.id))
+            return
+        if nanny is None:
+            return
+        match message:
+            case WorkerDied():
+                worker = state.workers.get(WorkerId(message.worker))
+                if nanny.worker == message.worker:
+                    nanny.worker = None
+                if worker is not None:
+                    self._remove_worker(worker, message.reason, message.expected, message.running)
+                elif not message.expected:
+                    self._log(WARNING, f"worker {nanny.name} died: {message.reason}")
+                    self._blame(nanny.name, message.address or message.worker, message.reason, message.running)
+            case WorkerGaveUp():
+                self._log(ERROR, f"nanny {nanny.name} gave up: {message.reason}")
+            case Answer():
+                self._answer_calls(self.calls.answered(peer, message))
+            case Bye():
+                state.nannies.pop(nanny.id, None)
+                self._answer_calls(self.calls.peer_lost(peer, "the nanny closed"))
+            case _:
+                assert_never(message)
+
+    # -------------------------------------------------------------------------------------------- restarts
+
+    def _check_restarts(self, now: float) -> None:
+        for restart in tuple(self.restarts):
+            client = self.state.clients.get(restart.client)
+            left = [slot for slot, old in restart.waiting.items() if not self._is_replaced(slot, old)]
+            if left and restart.wait_for_workers and now < restart.deadline:
+                continue
+            self.restarts.remove(restart)
+            if client is None:
+                continue
+            if left and restart.wait_for_workers:
+                names = ", ".join(self.state.nannies[s].name if s in self.state.nannies else s for s in left)
+                text = f"{len(left)} workers did not come back within {restart.timeout:g} s: {names}"
+                self.state.tell(client, Answer(restart.rid, None, f"TimeoutError: {text}"))
+            else:
+                self.state.tell(client, Answer(restart.rid, "OK"))
+
+    def _is_replaced(self, slot: SlotId, old: WorkerId) -> bool:
+        nanny = self.state.nannies.get(slot)
+        return nanny is None or (
+            nanny.worker is not None and nanny.worker != old and nanny.worker in self.state.workers
+        )

@@ -1,0 +1,20 @@
+"""What a process uses of its machine."""
+
+from __future__ import annotations
+
+import os
+from typing import Final
+
+_PAGE: Final = os.sysconf("SC_PAGE_SIZE")
+
+
+def resident_bytes(pid: int | str = "self") -> int:
+    """Bytes of physical memory that a process holds.
+
+    Raises
+    ------
+    OSError
+        If there is no such process.
+    """
+    with open(f"/proc/{pid}/statm") as file:
+        return int(file.read().split()[1]) * _PAGE

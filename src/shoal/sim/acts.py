@@ -1,0 +1,290 @@
+"""What happens to the cluster, and what its users do, drawn from the seed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from random import Random
+from typing import TYPE_CHECKING, Final
+
+from shoal.core.events import Command, LinkLost
+from shoal.messages import Options as TaskOptions
+from shoal.sim.options import Options
+from shoal.sim.workload import graph
+
+if TYPE_CHECKING:
+    from shoal.sim.nodes import ClientNode, WorkerNode
+    from shoal.sim.world import World
+
+#: Seconds of virtual time in which acts happen.
+TROUBLE: Final = 3.0
+#: Hosts that workers stand on in turn.
+HOSTS: Final = ("h0", "h1")
+
+#: What may happen, with its weight.
+WEIGHTS: Final = {
+    "crash": 3, "join": 3, "cut": 2, "half-open link": 1, "slow worker": 2, "slow link": 2, "deaf worker": 2,
+    "forgetful worker": 2, "stopped worker": 2, "lost heartbeats": 1, "pause": 3, "memory": 1, "nanny restart": 1,
+    "nanny death": 1, "release": 4, "cancel": 3, "resubmit": 4, "retry": 2, "changes of mind": 4, "vanish": 1,
+    "restart": 1,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Act:
+    """Something that happens to the cluster, or that a user does."""
+
+    at: float
+    kind: str
+    seed: int
+
+    def __str__(self) -> str:
+        return f"{self.at:.4f} {self.kind} ({self.seed})"
+
+
+def draw_acts(options: Options, skip: frozenset[int]) -> list[Act]:
+    """All acts of a run in their order, without those whose numbers are to be skipped."""
+    rng = Random(f"acts-{options.seed}")
+    acts = [
+        Act(0.0 if n == 0 else rng.uniform(0, TROUBLE), "submit", rng.randrange(10**6))
+        for n in range(options.submissions)
+    ]
+    kinds, weights = list(WEIGHTS), list(WEIGHTS.values())
+    acts += [
+        Act(rng.uniform(0, TROUBLE), rng.choices(kinds, weights)[0], rng.randrange(10**6))
+        for _ in range(options.faults)
+    ]
+    acts.sort(key=lambda act: act.at)
+    return [act for number, act in enumerate(acts) if number not in skip]
+
+
+def perform(world: World, act: Act) -> None:
+    """Do what ``act`` says, to whom its seed says."""
+    rng = Random(f"act-{act.seed}")
+    world.note(f"-- {act.kind}")
+    clients = [client for client in world.clients.values() if client.alive]
+    client = rng.choice(clients) if clients else world.enter()
+    held = list(client.core.futures)
+    some = rng.sample(held, min(len(held), rng.randint(1, 3)))
+    workers = list(world.workers.values())
+    worker = rng.choice(workers) if workers else None
+    if act.kind in _BY_USERS:
+        done = _BY_USERS[act.kind](world, client, rng, some)
+    elif act.kind == "join":
+        done = world.join() is not None
+    else:
+        done = worker is not None and _TO_WORKERS[act.kind](world, worker, rng)
+    if done:
+        world.count(act.kind)
+
+
+# ------------------------------------------------------------------------------------------------ users
+
+
+def submit(world: World, client: ClientNode, rng: Random, some: list[str]) -> bool:
+    """A graph of new tasks, perhaps on futures that the client holds."""
+    options, oracle = world.options, world.oracle
+    tasks = graph(options.shape, options.tasks, rng, f"t{len(oracle.tasks)}")
+    expected = world.fates.sequential(tasks)
+    wants = rng.sample(list(tasks), min(len(tasks), rng.randint(1, 6)))
+    held = [key for key in oracle.tasks if key in client.core.futures and rng.random() < 0.3][:3]
+    if held:
+        key = f"on{len(oracle.tasks)}-0"
+        tasks[key] = held
+        expected[key] = world.fates.value(key, [oracle.expected[dep] for dep in held])
+        wants.append(key)
+    oracle.expects(tasks, expected)
+    needs = {"R": 1.0} if options.resources and rng.random() < 0.5 else None
+    hosts, others = None, False
+    if options.restricted and rng.random() < 0.5:
+        hosts, others = [rng.choice(HOSTS)], rng.random() < 0.3
+        world.count("submissions to one host")
+    world.count("submissions with resources" if needs else "submissions without resources")
+    world.submit(client, tasks, wants, TaskOptions(rng.randint(-1, 1), options.retries, hosts, others, needs))
+    return True
+
+
+def resubmit(world: World, client: ClientNode, rng: Random, key: str = "") -> bool:
+    """The same keys again, with all that they are computed from, as they were submitted first."""
+    if not world.oracle.tasks:
+        return False
+    key = key or rng.choice(list(world.oracle.tasks))
+    needed = world.oracle.ancestors(key)
+    batches: list[tuple[TaskOptions, dict[str, list[str]]]] = []
+    for name, deps in world.oracle.tasks.items():
+        if name in needed:
+            asked = world.fates.first_asked(name)
+            if not batches or batches[-1][0] is not asked:
+                batches.append((asked, {}))
+            batches[-1][1][name] = deps
+    for options, tasks in batches:
+        world.submit(client, tasks, [key] if key in tasks else list(tasks), options)
+    return True
+
+
+def _release(world: World, client: ClientNode, rng: Random, some: list[str]) -> bool:
+    for key in some:
+        client.release(key)
+    return bool(some)
+
+
+def _cancel(world: World, client: ClientNode, rng: Random, some: list[str]) -> bool:
+    if not some:
+        return False
+    client.cancel(some, rng.random() < 0.3)
+    if rng.random() < 0.5:  # and changes their mind at once
+        resubmit(world, client, rng, some[0])
+    return True
+
+
+def _retry(world: World, client: ClientNode, rng: Random, some: list[str]) -> bool:
+    client.retry(some)
+    return bool(some)
+
+
+def _vanish(world: World, client: ClientNode, rng: Random, some: list[str]) -> bool:
+    world.vanish(client)
+    return True
+
+
+def _restart(world: World, client: ClientNode, rng: Random, some: list[str]) -> bool:
+    client.restart()
+    return True
+
+
+def _change_mind(world: World, client: ClientNode, rng: Random, some: list[str]) -> bool:
+    """Let go of keys and want them again, several times in a short while."""
+    if some:
+        _release_and_want(world, client, rng, some, rng.randint(2, 6))
+    return bool(some)
+
+
+def _release_and_want(world: World, client: ClientNode, rng: Random, keys: list[str], times: int) -> None:
+    if not client.alive:
+        return
+    for key in keys:
+        record = client.core.futures.get(key)
+        for _ in range(record.refs if record is not None else 0):
+            client.release(key)
+    pauses = [0.0, 0.001, 0.05, 0.3]
+
+    def again() -> None:
+        if client.alive:
+            for key in keys:
+                resubmit(world, client, rng, key)
+            if times > 1:
+                world.after(rng.choice(pauses), lambda: _release_and_want(world, client, rng, keys, times - 1))
+
+    world.after(rng.choice(pauses), again)
+
+
+_BY_USERS: Final[dict[str, Callable[[World, ClientNode, Random, list[str]], bool]]] = {
+    "submit": submit,
+    "resubmit": lambda world, client, rng, some: resubmit(world, client, rng),
+    "release": _release,
+    "cancel": _cancel,
+    "retry": _retry,
+    "vanish": _vanish,
+    "restart": _restart,
+    "changes of mind": _change_mind,
+}
+
+
+# ------------------------------------------------------------------------------------------------ workers
+
+
+def _crash(world: World, worker: WorkerNode, rng: Random) -> bool:
+    world.crash(worker, "crash")
+    return True
+
+
+def _cut(world: World, worker: WorkerNode, rng: Random) -> bool:
+    """Both ends learn of it, each in its own time; what was under way is gone."""
+    world.sever(worker)
+    name = worker.name
+    world.after(rng.uniform(0, 0.5), lambda: world.lose(name, "worker", "cut"))
+    world.after(rng.uniform(0, 0.5), lambda: worker.tell(LinkLost("scheduler", "s", "cut")))
+    return True
+
+
+def _half_open(world: World, worker: WorkerNode, rng: Random) -> bool:
+    """What one end says, or both, is lost, and nobody is told: only silence tells."""
+    down = world.down(worker)
+    if world.options.ttl is None or worker.up is None or down is None:
+        return False
+    worker.up.swallows = True
+    down.swallows = rng.random() < 0.5
+    return True
+
+
+def _slow(world: World, worker: WorkerNode, rng: Random) -> bool:
+    worker.slowness = rng.choice([3.0, 10.0])
+    return True
+
+
+def _slow_link(world: World, worker: WorkerNode, rng: Random) -> bool:
+    down = world.down(worker)
+    if worker.up is None or down is None:
+        return False
+    worker.up.slowness, down.slowness = rng.uniform(0.0, 0.5), rng.uniform(0.0, 0.5)
+    return True
+
+
+def _forgetful(world: World, worker: WorkerNode, rng: Random) -> bool:
+    worker.forgets = rng.randint(1, 3)
+    return True
+
+
+def _deaf(world: World, worker: WorkerNode, rng: Random) -> bool:
+    worker.deaf_until = world.now + rng.uniform(0.1, 1.0)
+    return True
+
+
+def _stop(world: World, worker: WorkerNode, rng: Random) -> bool:
+    worker.stopped_until = world.now + rng.choice([0.1, 0.5, 2.0])
+    return True
+
+
+def _lose_heartbeats(world: World, worker: WorkerNode, rng: Random) -> bool:
+    worker.beats = False
+    return True
+
+
+def _pause(world: World, worker: WorkerNode, rng: Random) -> bool:
+    worker.pause(rng.choice([0.0, 0.01, 0.3, 1.5]))
+    return True
+
+
+def _use_memory(world: World, worker: WorkerNode, rng: Random) -> bool:
+    if worker.nanny is not None:
+        worker.nanny.use_too_much()
+    return worker.nanny is not None
+
+
+def _restart_one(world: World, worker: WorkerNode, rng: Random) -> bool:
+    if worker.nanny is not None:
+        worker.nanny.tell(Command("restart", "asked for"))
+    return worker.nanny is not None
+
+
+def _nanny_dies(world: World, worker: WorkerNode, rng: Random) -> bool:
+    if worker.nanny is not None:
+        world.leave(worker.nanny)
+    return worker.nanny is not None
+
+
+_TO_WORKERS: Final[dict[str, Callable[[World, WorkerNode, Random], bool]]] = {
+    "crash": _crash,
+    "cut": _cut,
+    "half-open link": _half_open,
+    "slow worker": _slow,
+    "slow link": _slow_link,
+    "forgetful worker": _forgetful,
+    "deaf worker": _deaf,
+    "stopped worker": _stop,
+    "lost heartbeats": _lose_heartbeats,
+    "pause": _pause,
+    "memory": _use_memory,
+    "nanny restart": _restart_one,
+    "nanny death": _nanny_dies,
+}

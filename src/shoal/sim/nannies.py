@@ -1,0 +1,86 @@
+"""Nannies of the simulated cluster, and the processes that they watch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from shoal.core.effects import Effect, Send, Signal, Spawn, Stop
+from shoal.core.events import ChildExited, ChildFailed, ChildReady, Command, Event, MemorySample
+from shoal.core.nanny.reactor import NannyCore
+from shoal.messages import RegisterNanny
+
+if TYPE_CHECKING:
+    from shoal.sim.network import Wire
+    from shoal.sim.nodes import WorkerNode
+    from shoal.sim.world import World
+
+#: Bytes that a worker may use.
+LIMIT = 1000
+
+
+class NannyNode:
+    """A nanny: the core, and a process that takes time to start and may fail to."""
+
+    role = "nanny"
+
+    def __init__(self, world: World, name: str, host: str) -> None:
+        self.world, self.name, self.host = world, name, host
+        self.core = NannyCore(name, memory_limit=LIMIT, start_timeout=2.0, crash_limit=20)
+        self.worker: WorkerNode | None = None
+        self.alive = True
+        self.up: Wire | None = None
+        self._booting = 0
+
+    def register(self) -> None:
+        """Say hello to the scheduler, and start a worker."""
+        assert self.up is not None
+        self.up.send(RegisterNanny(self.name, self.host, 1))
+        self.tell(Command("start"))
+
+    def tell(self, *events: Event) -> None:
+        if not self.alive:
+            return
+        for effect in self.core.handle(events, self.world.now):
+            self._perform(effect)
+        self.world.wake_at(self.core.deadline(), self)
+
+    def _perform(self, effect: Effect) -> None:
+        match effect:
+            case Send():
+                assert self.up is not None
+                self.up.send(effect.message)
+            case Spawn():
+                self._booting = effect.incarnation
+                self.world.after(self.world.random.uniform(0.01, 0.5), lambda: self._boot(effect.incarnation))
+            case Signal() if effect.incarnation == self.core.incarnation:
+                if self.worker is not None:
+                    self.world.crash(self.worker, "signal", clean=not effect.hard)
+                else:
+                    self._booting = 0
+                    self.exited(effect.incarnation, [])
+            case Stop():
+                self.world.leave(self)
+
+    def _boot(self, incarnation: int) -> None:
+        if not self.alive or self._booting != incarnation:
+            return
+        if self.world.random.random() < self.world.options.bad_starts:
+            self.world.count("starts that failed")
+            self._booting = 0
+            self.tell(ChildFailed(incarnation, "no such module"))
+            self.exited(incarnation, [])
+            return
+        self.worker = self.world.boot(self)
+        if incarnation > 1:
+            self.world.count("workers that were revived")
+        self.tell(ChildReady(incarnation, self.worker.name, f"sim://{self.worker.name}", 1))
+
+    def exited(self, incarnation: int, running: list[str]) -> None:
+        """The process ended; a moment later that is known here."""
+        self.worker = None
+        delay = self.world.random.uniform(0, 0.01)
+        self.world.after(delay, lambda: self.tell(ChildExited(incarnation, None, 9, running)))
+
+    def use_too_much(self) -> None:
+        """The worker's memory is over its limit."""
+        self.tell(MemorySample(self.core.incarnation, 2 * LIMIT))
