@@ -58,15 +58,15 @@ def test_a_run_that_breaks_is_told_short(monkeypatch) -> None:
     """What broke, the acts that matter and no others, and what was said last."""
     from shoal.core.worker.reactor import WorkerCore
 
-    real = WorkerCore._on_holders
-    monkeypatch.setattr(WorkerCore, "_on_holders", lambda self, record, holders: None)
+    real = WorkerCore._stored
+    monkeypatch.setattr(WorkerCore, "_stored", lambda self, record: None)
     report = campaign.run_batch(range(200), {})
     assert report.broken
     options = Options.draw(min(report.broken))
     told = campaign.story(options)
     assert f"seed {options.seed}" in told
     assert "what had to happen" in told
-    monkeypatch.setattr(WorkerCore, "_on_holders", real)
+    monkeypatch.setattr(WorkerCore, "_stored", real)
     assert "runs clean" in campaign.story(options)
 
 

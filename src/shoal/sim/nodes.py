@@ -210,6 +210,8 @@ class WorkerNode:
         self._cancelled.discard(run.key)
         inputs = self._inputs.pop(run.key)
         now = self.world.now
+        if failed:
+            self.world.oracle.let_down.add(run.key)
         fate = "error" if failed else self.world.fates.outcome(run.key)
         if fate == "error":
             self.world.count("tasks that raise")

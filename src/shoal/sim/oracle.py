@@ -28,6 +28,8 @@ class Oracle:
         self.gone: set[str] = set()
         self.given: dict[str, set[str]] = {}
         self.died_under: dict[str, set[str]] = {}
+        #: Tasks that failed because one that they had launched did.
+        self.let_down: set[str] = set()
         #: When clients restarted the cluster.
         self._restarts: list[float] = []
 
@@ -117,7 +119,7 @@ class Oracle:
                 self._check_death(error.origin, death)
             world.require(error.origin in self.ancestors(key), f"{error.origin} is said to have failed {key}")
         elif isinstance(error, KeyErred):
-            fails = world.fates.fails(error.origin)
+            fails = world.fates.fails(error.origin) or error.origin in self.let_down
             lost = bool(self.ancestors(key) & self.cancelled) or bool(self._restarts)
             late = world.options.no_workers_timeout is not None and "NoValidWorker" in error.error.text
             world.count("tasks that no worker could run for too long" if late else "tasks that failed")

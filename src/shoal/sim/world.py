@@ -15,6 +15,7 @@ from shoal.core.events import Due, Event, FetchFailed, LinkLost, LinkOpened, Rec
 from shoal.core.scheduler.reactor import SchedulerCore
 from shoal.core.scheduler.settings import Settings
 from shoal.errors import InternalError, InvariantViolation
+from shoal.ids import WorkerId
 from shoal.messages import INBOUND, OUTBOUND, Compute, GivenBack, StealAnswer, WorkerDied
 from shoal.messages import Options as TaskOptions
 from shoal.sim.acts import HOSTS, TROUBLE, Act, draw_acts, perform
@@ -332,7 +333,8 @@ class World:
                 self.lose(worker.name, "worker", "silent")
                 worker.tell(LinkLost("scheduler", "s", "silent"))
         for host in HOSTS:
-            if not any(node.host == host for node in (self.nannies or self.workers).values()):
+            known = [node for node in self.workers.values() if WorkerId(node.name) in self.scheduler.state.workers]
+            if not any(node.host == host for node in (self.nannies.values() or known)):
                 self.join(host)
 
     def run(self) -> None:
