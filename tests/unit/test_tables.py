@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -63,3 +66,10 @@ def test_a_table_with_a_way_out_of_a_terminal_state_is_refused() -> None:
     state, _ = next(iter(FUTURE.rows))
     with pytest.raises(ValueError, match="terminal"):
         Table("bad", FUTURE.states, FUTURE.events, FUTURE.initial, FUTURE.rows, [state])
+
+
+def test_the_drawings_in_the_documentation_are_those_of_the_tables() -> None:
+    """``python tools/machines.py`` was run after the last change of a table."""
+    tool = Path(__file__).parents[2] / "tools" / "machines.py"
+    done = subprocess.run([sys.executable, str(tool), "--check"], check=False)
+    assert done.returncode == 0, "run python tools/machines.py"

@@ -91,7 +91,7 @@ class Table(Generic[S, E]):
         return seen
 
     def render(self) -> str:
-        """The table as a Mermaid state diagram; ``docs/machines.md`` is made of these."""
+        """The table as a Mermaid state diagram; ``tools/machines.py`` puts it into the documentation."""
         edges: dict[tuple[S, S], list[str]] = {}
         for (state, event), after in self.rows.items():
             edges.setdefault((state, after), []).append(event.name.lower().replace("_", " "))
