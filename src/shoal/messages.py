@@ -118,15 +118,20 @@ class TaskSpec(Item):
 
 
 class Dep(Item):
-    """An input of a task: its size and the workers that hold it."""
+    """An input of a task: its size, the workers that hold it, and which definition of the key is meant."""
 
     key: str
     nbytes: int
     holders: list[str]
+    edition: int = 0
 
 
 class ComputeTask(Item):
-    """One task as a worker gets it. ``inline`` asks that a small result travels with the report."""
+    """One task as a worker gets it. ``inline`` asks that a small result travels with the report.
+
+    ``edition`` is a digest of the definition: of the function, the arguments, and the editions of the inputs. A value
+    that was made by another definition of the key is never taken for that of this one. Scattered data has 0.
+    """
 
     key: str
     attempt: int
@@ -136,6 +141,7 @@ class ComputeTask(Item):
     priority: tuple[int, int, int]
     inline: bool = False
     resources: dict[str, float] | None = None
+    edition: int = 0
 
 
 class TaskDone(Item):
@@ -156,6 +162,7 @@ class KeyInfo(Item):
     key: str
     nbytes: int
     type: str = ""
+    edition: int = 0
 
 
 class Done(Item):
@@ -348,7 +355,13 @@ class KeysRestarted(Message):
     wish: int = 0
 
 
-ToClient = ClientRegistered | KeysDone | KeyErred | KilledTask | KeysCancelled | KeysRestarted | Answer | Bye
+class Warned(Message):
+    """What a user should know about something that they asked for."""
+
+    text: str
+
+
+ToClient = ClientRegistered | KeysDone | KeyErred | KilledTask | KeysCancelled | KeysRestarted | Warned | Answer | Bye
 
 # ---------------------------------------------------------------------------------------------- worker → scheduler
 
@@ -546,6 +559,7 @@ class Data(Message):
     missing: list[str]
     errors: dict[str, str]
     lent: dict[str, list[Any]] = msgspec.field(default_factory=dict)
+    editions: dict[str, int] = msgspec.field(default_factory=dict)
 
 
 class Returned(Message):
@@ -604,12 +618,16 @@ class NannyRegistered(Message):
 
 
 class RestartWorker(Message):
-    """Kill the worker process and start another; ``blame``: it is the fault of what it was running."""
+    """Kill the worker process and start another; ``blame``: it is the fault of what it was running.
+
+    Only ``worker`` is meant, where that is said: one that has taken its place already is left in peace.
+    """
 
     rid: int
     reason: str
     timeout: float
     blame: bool = False
+    worker: str = ""
 
 
 ToNanny = NannyRegistered | RestartWorker | Call | Close

@@ -11,6 +11,7 @@ import pytest
 from shoal import Client, Future, LocalCluster, get_client, get_worker
 from shoal.errors import FutureCancelledError, UsageError
 from tests.integration.functions import add, fail, inc, slow_inc
+from tests.integration.helpers import until
 
 
 class Box:
@@ -194,3 +195,23 @@ def test_why_and_story(client: Client) -> None:
     story = client.story(waiting)
     assert {row[0] for row in story} >= {"scheduler"}
     assert any(row[0].startswith("tcp://") and row[4] == "EXECUTING" for row in story)
+
+
+def tell_after(seconds: float, what: str) -> str:
+    time.sleep(seconds)
+    return what
+
+
+def test_a_key_that_comes_with_another_definition(client: Client, caplog) -> None:
+    """Warned of while the first is wanted; the newer counts once the first was let go of, also while it still runs."""
+    first = client.submit(tell_after, 0.5, "first", key="x")
+    again = client.submit(tell_after, 0.0, "second", key="x")
+    assert again.result(20) == "first"
+    assert "submitted again with another definition" in caplog.text
+    slow = client.submit(tell_after, 0.5, "third", key="y")
+    until(lambda: "is with worker" in client.why("y"))
+    slow.release()
+    newer = client.submit(tell_after, 0.0, "fourth", key="y")
+    assert newer.result(20) == "fourth"
+    assert client.submit(str.upper, newer).result(20) == "FOURTH"
+    assert first.result(20) == "first"

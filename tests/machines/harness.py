@@ -145,7 +145,8 @@ class Cluster:
         got = [key for key in fetch.keys if key in held]
         self.data[name] |= set(got)
         missing = [key for key in fetch.keys if key not in held]
-        self.tell(name, FetchDone(fetch.peer, [(key, 10, "int") for key in got], missing, {}))
+        editions = {key: self.workers[fetch.peer].keys[key].edition for key in got}
+        self.tell(name, FetchDone(fetch.peer, [(key, 10, "int") for key in got], missing, {}, editions))
 
     def settle(self, limit: int = 100_000) -> None:
         for _ in range(limit):

@@ -12,7 +12,7 @@ from typing import Any
 
 from shoal.core.client.future import FutureRecord, FutureStatus
 from shoal.core.client.reactor import ClientCore
-from shoal.core.effects import Answered, Effect, Registered, Send, Settled
+from shoal.core.effects import Answered, Effect, Log, Registered, Send, Settled
 from shoal.core.events import Event, LinkLost, Received, Released, Said
 from shoal.errors import ClosedClientError, LinkError, SerializationError, TaskError, UsageError
 from shoal.messages import Bye, PutData, Query, RegisterClient, ToClient, ToPeer
@@ -47,8 +47,10 @@ class Connection:
         self.loop = loop
         self.addresses = addresses
         self.name = name
-        #: Guards the making of records and of their events, which threads of the user's do.
-        self.lock = threading.Lock()
+        #: Guards records: threads of the user's make them, count futures and wait; the loop lets go of them.
+        self.lock = threading.RLock()
+        #: One entry for each future that was let go of and of which the core has not heard yet.
+        self._released: deque[FutureRecord] = deque()
         self.peers = PeerPool(Identity("client", id, secret, {"worker": ToPeer}))
         self._identity = Identity("client", id, secret, {"scheduler": ToClient})
         self._driver = Driver(self.core, self._perform, loop, self._on_crash)
@@ -92,7 +94,7 @@ class Connection:
         """The record of a key, with one more reference and a wish for it, which is to be said next."""
         with self.lock:
             record = self.core.futures.get(wire)
-            if record is None or record.over:
+            if record is None or record.over or self._released.count(record) >= record.refs:
                 record = self.core.futures[wire] = FutureRecord(wire)
             record.refs += 1
             record.wished += 1
@@ -107,6 +109,7 @@ class Connection:
     def release(self, record: FutureRecord) -> None:
         """One future of ``record`` is gone."""
         if not self.core.closed:
+            self._released.append(record)
             self._todo.append(Released(record))
             self._wake()
 
@@ -176,9 +179,12 @@ class Connection:
         self._woken = False
         while self._todo:
             events = list(self._todo)
-            for _ in events:
-                self._todo.popleft()
-            self._driver.push_all(events)
+            with self.lock:
+                for event in events:
+                    self._todo.popleft()
+                    if type(event) is Released:
+                        self._released.remove(event.record)
+                self._driver.push_all(events)
 
     def _perform(self, effect: Effect) -> None:
         match effect:
@@ -190,6 +196,8 @@ class Connection:
                     self._settle(record)
             case Answered():
                 self._on_answer(effect)
+            case Log():
+                logger.log(effect.level, "%s", effect.text)
             case Registered():
                 self._registered.set()
 

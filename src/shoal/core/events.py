@@ -71,6 +71,8 @@ class FetchDone(Event):
     got: list[tuple[str, int, str]]
     missing: list[str]
     failed: dict[str, str]
+    #: Which definition of its key each value was made by; 0 where that is not said.
+    editions: dict[str, int] = {}
 
 
 class FetchFailed(Event):

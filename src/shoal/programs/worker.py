@@ -265,7 +265,7 @@ class WorkerProgram:
             self.driver.push(FetchFailed(effect.peer, effect.keys, str(error)))
             return
         got = self._keep(answer.items)
-        self.driver.push(FetchDone(effect.peer, got, answer.missing, answer.errors))
+        self.driver.push(FetchDone(effect.peer, got, answer.missing, answer.errors, answer.editions))
 
     def _keep(self, items: dict[str, Any]) -> list[tuple[str, int, str]]:
         """Store values that came from elsewhere; return their keys and sizes as the core wants them."""
@@ -294,7 +294,8 @@ class WorkerProgram:
         answer = Data(message.rid, {}, [], {})
         size = 0
         for key in message.keys:
-            if key not in self.store:
+            record = self.core.keys.get(key)
+            if record is None or key not in self.store:
                 answer.missing.append(key)
                 continue
             if size and message.max_bytes and size > message.max_bytes:
@@ -306,6 +307,7 @@ class WorkerProgram:
                 continue
             nbytes = payload_nbytes(payload)
             size += nbytes
+            answer.editions[key] = record.edition
             self.bytes_out += nbytes
             if message.direct and nbytes >= direct.SMALLEST:
                 self._lent.setdefault((link, message.rid), []).append(payload)

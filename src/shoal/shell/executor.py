@@ -56,7 +56,7 @@ class ThreadExecutor:
     ) -> None:
         self._store, self._loop, self._on_done, self._inline_bytes = store, loop, on_done, inline_bytes
         self._recorder, self._home = recorder, home
-        self._queue: queue.SimpleQueue[Run | threading.Event | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[tuple[Run, dict[str, Any]] | threading.Event | None] = queue.SimpleQueue()
         self._done: deque[Outcome | tuple[str, bool]] = deque()
         self._signalled = False
         self._cancelled: set[str] = set()
@@ -80,7 +80,7 @@ class ThreadExecutor:
         threading.Thread(target=self._work, args=(number,), name=f"shoal-task-{number}", daemon=True).start()
 
     def submit(self, run: Run) -> None:
-        self._queue.put(run)
+        self._queue.put((run, self._store.take(run.deps)))
 
     def cancel(self, keys: Sequence[str]) -> None:
         """Skip these if no thread has begun them."""
@@ -144,7 +144,7 @@ class ThreadExecutor:
                 if isinstance(run, threading.Event):
                     run.set()
                     break
-                self._begin(run, number, recorder)
+                self._begin(*run, number, recorder)
         except RuntimeError:
             pass  # the loop is closed: this process is ending
         with self._lock:
@@ -152,7 +152,7 @@ class ThreadExecutor:
             if number is not None:
                 self._numbers.append(number)
 
-    def _begin(self, run: Run, number: int | None, recorder: Recorder | None) -> None:
+    def _begin(self, run: Run, inputs: dict[str, Any], number: int | None, recorder: Recorder | None) -> None:
         if run.key in self._cancelled:
             self._cancelled.discard(run.key)
             outcome = Outcome(run.key, "skipped")
@@ -160,7 +160,7 @@ class ThreadExecutor:
             if recorder is not None and number is not None:
                 recorder.begin(number, run.key)
             _local.key = run.key
-            outcome = self._execute(run)
+            outcome = self._execute(run, inputs)
             _local.key = None
             if recorder is not None and number is not None:
                 recorder.end(number)
@@ -189,10 +189,10 @@ class ThreadExecutor:
         if items:
             self._on_done(items)
 
-    def _execute(self, run: Run) -> Outcome:
+    def _execute(self, run: Run, taken: dict[str, Any]) -> Outcome:
         begun, tick = time(), perf_counter()
         try:
-            inputs = {key: self._store.get(key) for key in run.deps}
+            inputs = {key: self._store.load(key, value) for key, value in taken.items()}
             if run.fn:
                 function = self._functions.get(run.fn) or self._load(run.fn)
                 args, kwargs = serialize.loads_with_inputs(run.payload, inputs)

@@ -32,13 +32,18 @@ class ValueStore:
     def put(self, key: str, value: Any) -> None:
         self._values[key] = value
 
-    def get(self, key: str) -> Any:
-        """Return the value, unpickling it on first use."""
-        value = self._values[key]
+    def take(self, keys: Sequence[str]) -> dict[str, Any]:
+        """Return values as they are here, pickled or not: they cannot be dropped any more by then."""
+        return {key: self._values[key] for key in keys}
+
+    def load(self, key: str, value: Any) -> Any:
+        """Return what :meth:`take` gave for ``key``, unpickled on first use."""
         if type(value) is Pickled:
-            value = serialize.loads(value.payload)
-            if key in self._values:
-                self._values[key] = value
+            held = self._values.get(key)
+            loaded = serialize.loads(value.payload)
+            if held is value:
+                self._values[key] = loaded
+            return loaded
         return value
 
     def dump(self, key: str) -> Any:

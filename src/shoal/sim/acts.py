@@ -26,7 +26,7 @@ WEIGHTS: Final = {
     "crash": 3, "join": 3, "cut": 2, "half-open link": 1, "slow worker": 2, "slow link": 2, "deaf worker": 2,
     "forgetful worker": 2, "stopped worker": 2, "lost heartbeats": 1, "pause": 3, "memory": 1, "nanny restart": 1,
     "nanny death": 1, "release": 4, "cancel": 3, "resubmit": 4, "retry": 2, "changes of mind": 4, "vanish": 1,
-    "restart": 1,
+    "restart": 1, "redefine": 2,
 }  # fmt: skip
 
 
@@ -104,7 +104,9 @@ def submit(world: World, client: ClientNode, rng: Random, some: list[str]) -> bo
     return True
 
 
-def resubmit(world: World, client: ClientNode, rng: Random, key: str = "") -> bool:
+def resubmit(
+    world: World, client: ClientNode, rng: Random, key: str = "", payloads: dict[str, bytes] | None = None
+) -> bool:
     """The same keys again, with all that they are computed from, as they were submitted first."""
     if not world.oracle.tasks:
         return False
@@ -118,7 +120,24 @@ def resubmit(world: World, client: ClientNode, rng: Random, key: str = "") -> bo
                 batches.append((asked, {}))
             batches[-1][1][name] = deps
     for options, tasks in batches:
-        world.submit(client, tasks, [key] if key in tasks else list(tasks), options)
+        world.submit(client, tasks, [key] if key in tasks else list(tasks), options, payloads)
+    return True
+
+
+def _redefine(world: World, client: ClientNode, rng: Random, some: list[str]) -> bool:
+    """Let go of a key, and submit another task under its name."""
+    if not some or some[0] not in world.oracle.tasks:
+        return False
+    key = some[0]
+    record = client.core.futures.get(key)
+    for _ in range(record.refs if record is not None else 0):
+        client.release(key)
+
+    def again() -> None:
+        if client.alive:
+            resubmit(world, client, rng, key, {key: b"another"})
+
+    world.after(rng.choice([0.0, 0.001, 0.05]), again)
     return True
 
 
@@ -187,6 +206,7 @@ _BY_USERS: Final[dict[str, Callable[[World, ClientNode, Random, list[str]], bool
     "vanish": _vanish,
     "restart": _restart,
     "changes of mind": _change_mind,
+    "redefine": _redefine,
 }
 
 

@@ -65,11 +65,11 @@ class Fates:
             return "error"
         return "reschedule" if kind == "rescheduling" and self._runs[key] == 1 else "ok"
 
-    def value(self, key: str, inputs: list[bytes]) -> bytes:
+    def value(self, key: str, inputs: list[bytes], payload: bytes = b"") -> bytes:
         """What the task computes, with what its kids compute."""
         kids = self.kids(key)
         values = self.sequential(kids)
-        return value_of(key, [*inputs, *(values[kid] for kid in kids)])
+        return value_of(key, [*inputs, *(values[kid] for kid in kids)], payload)
 
     def sequential(self, tasks: dict[str, list[str]]) -> dict[str, bytes]:
         """The value of every key, computed here, one after another."""

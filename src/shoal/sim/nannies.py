@@ -29,7 +29,7 @@ class NannyNode:
         self.worker: WorkerNode | None = None
         self.alive = True
         self.up: Wire | None = None
-        self._booting = 0
+        self._booting = self._exited = 0
 
     def register(self) -> None:
         """Say hello to the scheduler, and start a worker."""
@@ -77,7 +77,9 @@ class NannyNode:
 
     def exited(self, incarnation: int, running: list[str]) -> None:
         """The process ended; a moment later that is known here."""
-        self.worker = None
+        if self._exited == incarnation:
+            return
+        self._exited, self.worker = incarnation, None
         delay = self.world.random.uniform(0, 0.01)
         self.world.after(delay, lambda: self.tell(ChildExited(incarnation, None, 9, running)))
 

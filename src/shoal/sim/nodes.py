@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from shoal.core.client.future import FutureRecord, FutureStatus
 from shoal.core.client.reactor import ClientCore
-from shoal.core.effects import Answered, CancelRun, Drop, Effect, Fetch, Registered, Run, Send, Settled, Stop
+from shoal.core.effects import Answered, CancelRun, Drop, Effect, Fetch, Log, Registered, Run, Send, Settled, Stop
 from shoal.core.events import Event, FetchDone, Outcome, Outcomes, Pressure, Rejoined, Released, Said, Seceded
 from shoal.core.worker.reactor import WorkerCore
 from shoal.messages import (
@@ -221,7 +221,7 @@ class WorkerNode:
             self.world.count("reschedules")
             outcome = Outcome(run.key, "reschedule", 0, "", now - seconds, now)
         else:
-            value = self.values[run.key] = self.world.fates.value(run.key, inputs)
+            value = self.values[run.key] = self.world.fates.value(run.key, inputs, run.payload)
             sent = value if run.inline else None
             outcome = Outcome(run.key, "ok", len(value), "bytes", now - seconds, now, sent)
         self.tell(Outcomes([outcome]))
@@ -229,17 +229,21 @@ class WorkerNode:
 
     def serve(self, fetch: Fetch) -> FetchDone:
         """Answer a peer."""
-        got = [key for key in fetch.keys if key in self.values]
+        got = [key for key in fetch.keys if key in self.values and key in self.core.keys]
         if got and self.forgets:
             self.forgets -= 1
             self.world.count("values that were forgotten")
             lost = got.pop()
-            return FetchDone(self.name, [(key, 8, "bytes") for key in got], [lost], {})
-        missing = [key for key in fetch.keys if key not in self.values]
+            return self._answer(got, [lost])
+        missing = [key for key in fetch.keys if key not in got]
         if len(got) > 1 and self.world.random.random() < 0.2:
             got = got[: len(got) // 2]  # an answer may hold a part only
             self.world.count("partial answers")
-        return FetchDone(self.name, [(key, 8, "bytes") for key in got], missing, {})
+        return self._answer(got, missing)
+
+    def _answer(self, got: list[str], missing: list[str]) -> FetchDone:
+        editions = {key: self.core.keys[key].edition for key in got}
+        return FetchDone(self.name, [(key, 8, "bytes") for key in got], missing, {}, editions)
 
 
 class ClientNode:
@@ -272,7 +276,7 @@ class ClientNode:
                         self.world.oracle.settled(self, record)
                         for call in list(self.waiting.get(record.key, {}).values()):
                             call(record.status is not FutureStatus.FINISHED)
-                case Answered() | Registered():
+                case Answered() | Registered() | Log():
                     pass
 
     def hold(self, key: str) -> FutureRecord:
@@ -285,11 +289,15 @@ class ClientNode:
         record.held = self.world.oracle.tick()  # when it was wished for last
         return record
 
-    def submit(self, tasks: dict[str, list[str]], wants: list[str], options: Options) -> None:
-        """Submit a graph; hold futures of ``wants``."""
+    def submit(
+        self, tasks: dict[str, list[str]], wants: list[str], options: Options, payloads: dict[str, bytes]
+    ) -> None:
+        """Submit a graph, with the arguments of those tasks that have any; hold futures of ``wants``."""
         for key in wants:
             self.hold(key)
-        specs = [TaskSpec(key, "f", b"", deps, order) for order, (key, deps) in enumerate(tasks.items())]
+        specs = [
+            TaskSpec(key, "f", payloads.get(key, b""), deps, order) for order, (key, deps) in enumerate(tasks.items())
+        ]
         self.tell(Said(Submit(specs, {"f": b"F"}, options, wants)))
 
     def release(self, key: str) -> None:

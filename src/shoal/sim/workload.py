@@ -32,9 +32,9 @@ def graph(shape: str, size: int, rng: Random, prefix: str) -> dict[str, list[str
     return {key: rng.sample(keys[:n], min(n, rng.randint(0, 3))) for n, key in enumerate(keys)}
 
 
-def value_of(key: str, inputs: list[bytes]) -> bytes:
-    """What the task ``key`` computes from the values of its inputs."""
-    digest = blake2b(key.encode(), digest_size=8)
+def value_of(key: str, inputs: list[bytes], payload: bytes = b"") -> bytes:
+    """What the task ``key`` with the arguments ``payload`` computes from the values of its inputs."""
+    digest = blake2b(key.encode() + payload, digest_size=8)
     for value in inputs:
         digest.update(value)
     return digest.digest()

@@ -305,13 +305,21 @@ class World:
 
     # -------------------------------------------------------------------------------------------- tasks
 
-    def submit(self, client: ClientNode, tasks: dict[str, list[str]], wants: list[str], options: TaskOptions) -> None:
+    def submit(
+        self,
+        client: ClientNode,
+        tasks: dict[str, list[str]],
+        wants: list[str],
+        options: TaskOptions,
+        payloads: dict[str, bytes] | None = None,
+    ) -> None:
         """A client submits a graph, and holds futures of ``wants``."""
         self.fates.asked(tasks, options)
         missing = [key for key in tasks if key not in self.oracle.tasks]
         if missing:  # submitted from within a task
             self.oracle.expects(tasks, self.fates.sequential(tasks))
-        client.submit(tasks, wants, options)
+        self.oracle.redefined.update(payloads or ())
+        client.submit(tasks, wants, options, payloads or {})
 
     def _do(self, act: Act) -> None:
         perform(self, act)
@@ -355,6 +363,7 @@ class World:
         self._make_peace()
         self.run_until_rest()
         self.oracle.check_wishes()
+        self.oracle.check_values()
         for client in list(self.clients.values()):
             client.release_all()
         self.run_until_rest()

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, assert_never
 
 from shoal.core.client.future import FUTURE, FutureEvent, FutureRecord, FutureStatus
-from shoal.core.effects import Answered, Effect, Registered, Send, Settled
+from shoal.core.effects import WARNING, Answered, Effect, Log, Registered, Send, Settled
 from shoal.core.events import Event, LinkLost, Received, Released, Said
 from shoal.messages import (
     Answer,
@@ -21,6 +21,7 @@ from shoal.messages import (
     ToClient,
     Unwant,
     Want,
+    Warned,
 )
 
 
@@ -96,6 +97,8 @@ class ClientCore:
                         record.value = record.error = None
                         if record.event is not None:
                             record.event.clear()
+            case Warned():
+                self._effects.append(Log(WARNING, message.text))
             case Answer():
                 self._effects.append(Answered(message.rid, message.value, message.error))
             case ClientRegistered():
@@ -129,9 +132,12 @@ class ClientCore:
 
     def _on_released(self, record: FutureRecord) -> None:
         record.refs -= 1
-        if record.refs == 0 and self.futures.get(record.key) is record:
-            del self.futures[record.key]
-            self._unwanted.append(record.key)
+        if record.refs == 0:
+            if self.futures.get(record.key) is record:
+                del self.futures[record.key]
+                self._unwanted.append(record.key)
+            elif not record.over:  # wished for anew meanwhile, and that wish follows
+                self._unwanted.append(record.key)
 
     def _flush_unwanted(self) -> None:
         if self._unwanted:

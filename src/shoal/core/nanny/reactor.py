@@ -136,7 +136,7 @@ class NannyCore:
 
     def _on_message(self, message: Any, now: float) -> None:
         match message:
-            case RestartWorker():
+            case RestartWorker() if message.worker in ("", self.worker):
                 self._end(message.reason, now, hard=True, blameless=not message.blame)
             case Close():
                 self._on_command("close", message.reason, now)

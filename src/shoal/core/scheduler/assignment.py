@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Final
+from zlib import crc32
 
 from shoal.core.scheduler import placement
 from shoal.core.scheduler.roster import (
@@ -12,6 +13,7 @@ from shoal.core.scheduler.tables import Tables
 from shoal.core.scheduler.task import Task, TaskEvent, TaskState
 from shoal.ids import WorkerId
 from shoal.messages import (
+    Blob,
     Compute,
     ComputeTask,
     Dep,
@@ -121,7 +123,9 @@ class Assignment(Tables):
                 self.crowded[worker] = None
         if task.dependents and len(task.dependents) == 1:
             self._hopeful += task.dependents
-        deps = [Dep(d.key, d.nbytes, [w.id for w in d.who_has or ()]) for d in task.deps] if task.deps else []
+        deps = (
+            [Dep(d.key, d.nbytes, [w.id for w in d.who_has or ()], d.edition) for d in task.deps] if task.deps else []
+        )
         options = task.options
         item = ComputeTask(
             task.key,
@@ -132,6 +136,7 @@ class Assignment(Tables):
             task.priority,
             bool(task.who_wants),
             options.resources if options is not None else None,
+            task.edition or _set_edition(task),
         )
         if task.key in worker.out_free:
             self.flush_free(worker)
@@ -157,3 +162,15 @@ class Assignment(Tables):
                 record = self.workers.get(WorkerId(holder))
                 if record is not None:
                     peers[holder] = record.addresses
+
+
+def _set_edition(task: Task) -> int:
+    """Tell this definition of ``task`` from others of its key."""
+    digest = crc32((task.fn or "").encode())
+    frames = task.payload.frames if isinstance(task.payload, Blob) else (task.payload,)
+    for frame in frames:
+        digest = crc32(frame, digest)
+    for dep in task.deps:
+        digest = crc32(b"%d %s" % (dep.edition, dep.key.encode()), digest)
+    task.edition = digest or 1
+    return task.edition

@@ -95,7 +95,7 @@ class Fleet:
             case AddKeys():
                 for info_item in message.items:
                     task = state.tasks.get(info_item.key)
-                    if task is not None and task.state is TaskState.MEMORY:
+                    if task is not None and task.state is TaskState.MEMORY and task.edition == info_item.edition:
                         state.add_replica(task, worker)
                     elif task is None or task.worker is not worker:
                         state.free(worker, info_item.key)
@@ -224,7 +224,9 @@ class Fleet:
                 continue
             if task is None:
                 task = state.tasks[item.key] = Task(item.key, state.prefix(item.key))
-            if task.state is TaskState.RELEASED or task.state is TaskState.MEMORY:
+            if task.fn is not None:
+                state.free(worker, item.key)  # there is a recipe for it, and that counts
+            else:
                 state.scatter(task, worker, item.nbytes, item.type)
             if client is not None:
                 state.want(client, task)
@@ -296,7 +298,7 @@ class Fleet:
                 nanny = self.state.nannies.get(worker.slot)
                 reason = f"it was not heard of for {silent:.0f} s (worker-ttl is {ttl:g} s)"
                 if nanny is not None:
-                    self._say(nanny.id, RestartWorker(0, reason, 30.0, True))
+                    self._say(nanny.id, RestartWorker(0, reason, 30.0, True, worker.id))
                 self._remove_worker(worker, reason, expected=False)
 
     # -------------------------------------------------------------------------------------------- nannies

@@ -41,6 +41,7 @@ from shoal.messages import (
     Submit,
     Unwant,
     Want,
+    Warned,
 )
 
 
@@ -189,12 +190,15 @@ class SchedulerCore(Fleet):
             client.functions.add(fn)
         state.generation += 1
         options, generation = message.options, state.generation
+        for spec in message.tasks:
+            known = state.tasks.get(spec.key)
+            if known is not None and (text := explain.redefinition(known, spec)) and not state.abandon(known):
+                self._log(WARNING, text)
+                state.tell(client, Warned(text))
         fresh: list[tuple[Task, list[str]]] = []
         for spec in message.tasks:
             task, new = state.define(spec, options, generation)
-            if not new and (text := explain.redefinition(task, spec)):
-                self._log(WARNING, text)
-            elif new and spec.deps:
+            if new and spec.deps:
                 fresh.append((task, spec.deps))
         for task, deps in fresh:
             state.link(task, deps)
@@ -270,7 +274,9 @@ class SchedulerCore(Fleet):
                 self._remove_worker(worker, "the cluster was restarted, and it has no nanny", expected=True)
             else:
                 restart.waiting[nanny.id] = worker.id
-                self._say(nanny.id, RestartWorker(message.rid, "asked for by a client", message.timeout))
+                self._say(
+                    nanny.id, RestartWorker(message.rid, "asked for by a client", message.timeout, False, worker.id)
+                )
         restart.wait_for_workers = message.wait_for_workers
         self.restarts.append(restart)
 

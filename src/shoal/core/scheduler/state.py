@@ -68,13 +68,31 @@ class SchedulerState(Assignment):
                 function.n_tasks += 1
         return task, True
 
+    def abandon(self, task: Task) -> bool:
+        """Forget ``task`` and all that was made of it now, if nobody wants any of it; return whether it is so."""
+        found = {task: None}
+        stack = [task]
+        while stack:
+            for dependent in stack.pop().dependents or ():
+                if dependent not in found:
+                    found[dependent] = None
+                    stack.append(dependent)
+        if any(t.who_wants for t in found):
+            return False
+        stack = [t for t in found if not t.dependents]
+        while stack:
+            t = stack.pop()
+            self._release(t)  # forgets it, since who depended on it was forgotten before
+            stack += [dep for dep in t.deps if dep in found and not dep.dependents]
+        return True
+
     def _redefine(self, task: Task) -> None:
         """``task`` could not run for want of an input; now its recipe comes again."""
         if task.state is TaskState.ERRED:
             self._advance(task, TaskEvent.RELEASE)
             for client in task.who_wants or ():
                 self.tell_keys(client, KeysRestarted, task.key)
-        task.error, task.origin, task.unknown = None, "", ""
+        task.error, task.origin, task.unknown, task.edition = None, "", "", 0
         self._forget_function(task)
 
     def link(self, task: Task, deps: list[str]) -> None:

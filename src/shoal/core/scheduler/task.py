@@ -137,9 +137,9 @@ class Task:
     """The record of one key. Only :class:`~shoal.core.scheduler.state.SchedulerState` changes it."""
 
     __slots__ = (
-        "attempt", "deaths", "dependents", "deps", "error", "estimate", "fn", "key", "long_running", "n_waiters",
-        "n_waiting", "nbytes", "options", "origin", "payload", "prefix", "priority", "retries", "seq", "state",
-        "thief", "type", "unknown", "who_has", "who_wants", "worker",
+        "attempt", "deaths", "dependents", "deps", "edition", "error", "estimate", "fn", "key", "long_running",
+        "n_waiters", "n_waiting", "nbytes", "options", "origin", "payload", "prefix", "priority", "retries", "seq",
+        "state", "thief", "type", "unknown", "who_has", "who_wants", "worker",
     )  # fmt: skip
 
     def __init__(self, key: str, prefix: TaskPrefix) -> None:
@@ -165,6 +165,8 @@ class Task:
         self.worker: WorkerRecord | None = None
         #: Whether it left the pool of its worker's threads.
         self.long_running = False
+        #: Digest of the definition, with those of all inputs; 0 until it is assigned the first time.
+        self.edition = 0
         #: Number of the assignment; a report about another one is stale.
         self.attempt = 0
         #: The worker for which it was asked of its own, or for which its own has given it up.

@@ -47,8 +47,8 @@ class KeyRecord:
     """The record of one key on one worker."""
 
     __slots__ = (
-        "attempt", "deps", "goal", "holders", "key", "n_missing", "nbytes", "priority", "replica", "seq", "spec",
-        "tried_absent", "tried_unreachable", "type", "waiters",
+        "attempt", "deps", "edition", "goal", "holders", "key", "n_missing", "nbytes", "priority", "replica", "seq",
+        "spec", "tried_absent", "tried_unreachable", "type", "waiters", "wanted",
     )  # fmt: skip
 
     def __init__(self, key: str) -> None:
@@ -59,6 +59,8 @@ class KeyRecord:
         #: What to run, and under which assignment number; replaced whole when the scheduler asks anew.
         self.spec: ComputeTask | None = None
         self.priority: tuple[int, int, int] = (0, 0, 0)
+        #: The definition that made what is held here (or that the thread at work carries out), and the one meant.
+        self.edition = self.wanted = 0
         #: Inputs of the pending or running attempt.
         self.deps: tuple[KeyRecord, ...] = ()
         self.n_missing = 0

@@ -142,16 +142,20 @@ class WorkerCore:
             elif type(event) is not Due:
                 raise TypeError(f"not an event of a worker's: {event!r}")
         self._ask_for_missing(now)
+        self._flush_drops()  # before what starts now may bring the same keys anew
         self._start_tasks()
         self._start_fetches(now)
-        if self._drop:
-            effects.append(Drop(self._drop))
-            self._drop = []
+        self._flush_drops()
         effects.extend(Send("", message) for message in self._out)
         self._out.clear()
         if self.validate:
             check(self)
         return effects
+
+    def _flush_drops(self) -> None:
+        if self._drop:
+            self._effects.append(Drop(self._drop))
+            self._drop = []
 
     def deadline(self) -> float | None:
         """When :meth:`handle` is to be called even if nothing happens."""
@@ -222,14 +226,22 @@ class WorkerCore:
         record.goal = Goal.COMPUTE
         record.spec = task
         record.priority = task.priority
+        record.wanted = task.edition
+        self._drop_if_stale(record)
         if record.replica is ReplicaState.HELD:
             self._report_done(record)
-        elif record.attempt is AttemptState.LONG_RUNNING:
+        elif record.attempt is AttemptState.LONG_RUNNING and record.edition == record.wanted:
             self._out.append(LongRunning(record.key, task.attempt))
         elif not record.busy:
             if record.replica is not ReplicaState.ABSENT:
                 self._replica(record, ReplicaEvent.DROP)
             self._begin(record)
+
+    def _drop_if_stale(self, record: KeyRecord) -> None:
+        """The value that is here was made by another definition of the key than the one that is meant."""
+        if record.replica is ReplicaState.HELD and record.edition != record.wanted:
+            self._replica(record, ReplicaEvent.DROP)
+            self._drop.append(record.key)
 
     def _begin(self, record: KeyRecord) -> None:
         """Start an attempt: find its inputs, or put it in line."""
@@ -247,6 +259,8 @@ class WorkerCore:
             dep.waiters[record] = None
             if dep.goal is Goal.DROP:
                 dep.goal = Goal.HOLD
+            dep.wanted = item.edition
+            self._drop_if_stale(dep)
             if dep.replica is not ReplicaState.HELD:
                 missing += 1
                 dep.nbytes = item.nbytes
@@ -296,6 +310,7 @@ class WorkerCore:
             spec = record.spec
             assert spec is not None
             self._attempt(record, AttemptEvent.START)
+            record.edition = spec.edition
             self.slots.take(record)
             deps = [dep.key for dep in record.deps]
             self._effects.append(Run(record.key, spec.fn, spec.payload, deps, spec.inline))
@@ -335,7 +350,12 @@ class WorkerCore:
         began = outcome.status != "skipped"
         self.slots.give(record, outcome.stop - outcome.start if began else None)
         self.executed += began
-        if outcome.status == "ok":
+        if record.edition != record.wanted:
+            if outcome.status == "ok":
+                self._drop.append(record.key)
+            self._attempt(record, AttemptEvent.END)
+            self._resume(record)
+        elif outcome.status == "ok":
             record.nbytes, record.type = outcome.nbytes, outcome.type
             self._attempt(record, AttemptEvent.END)
             if record.goal is Goal.DROP and not record.waiters:
@@ -470,7 +490,11 @@ class WorkerCore:
             record = records.pop(key, None)
             if record is None or record.replica is not ReplicaState.FLIGHT:
                 continue
-            record.nbytes, record.type = nbytes, kind
+            if event.editions.get(key, 0) != record.wanted:
+                self._drop.append(key)
+                self._fall_through(record, event.peer, absent=True, unreachable=False)
+                continue
+            record.nbytes, record.type, record.edition = nbytes, kind, record.wanted
             if record.goal is Goal.DROP and not record.waiters:
                 self._replica(record, ReplicaEvent.DROP)
                 self._drop.append(key)
@@ -543,7 +567,7 @@ class WorkerCore:
             self._report_missing(record)
 
     def _add_key(self, record: KeyRecord) -> None:
-        item = KeyInfo(record.key, record.nbytes, record.type)
+        item = KeyInfo(record.key, record.nbytes, record.type, record.edition)
         if self._out and type(self._out[-1]) is AddKeys:
             self._out[-1].items.append(item)
         else:
@@ -554,7 +578,7 @@ class WorkerCore:
         items = []
         for key, nbytes, kind in event.items:
             record = self._record(key)
-            record.nbytes, record.type = nbytes, kind
+            record.nbytes, record.type, record.wanted = nbytes, kind, 0
             items.append(KeyInfo(key, nbytes, kind))
             if record.goal is Goal.DROP:
                 record.goal = Goal.HOLD
@@ -562,6 +586,7 @@ class WorkerCore:
                 self._drop_attempt(record)
             if record.replica is not ReplicaState.HELD and record.attempt not in RUNNING:
                 self._replica(record, ReplicaEvent.STORE)
+                record.edition = 0
                 self._stored(record)
         self._out.append(DataPut(event.client, items))
 
