@@ -9,10 +9,12 @@ if TYPE_CHECKING:
     from shoal.client.current import default_client as default_client
     from shoal.client.current import get_client as get_client
     from shoal.client.current import get_worker as get_worker
+    from shoal.client.dump import DumpArtefact as DumpArtefact
     from shoal.client.future import Future as Future
     from shoal.client.inside import rejoin as rejoin
     from shoal.client.inside import secede as secede
     from shoal.client.inside import worker_client as worker_client
+    from shoal.client.questions import get_task_stream as get_task_stream
     from shoal.client.waiting import as_completed as as_completed
     from shoal.client.waiting import wait as wait
     from shoal.deploy.local import LocalCluster as LocalCluster
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 
 _EXPORTS = {
     "Client": "shoal.client.client",
+    "DumpArtefact": "shoal.client.dump",
     "Future": "shoal.client.future",
     "KilledWorker": "shoal.errors",
     "LocalCluster": "shoal.deploy.local",
@@ -36,6 +39,7 @@ _EXPORTS = {
     "as_completed": "shoal.client.waiting",
     "default_client": "shoal.client.current",
     "get_client": "shoal.client.current",
+    "get_task_stream": "shoal.client.questions",
     "get_worker": "shoal.client.current",
     "rejoin": "shoal.client.inside",
     "secede": "shoal.client.inside",
@@ -44,6 +48,7 @@ _EXPORTS = {
 }
 __all__ = [
     "Client",
+    "DumpArtefact",
     "Future",
     "KilledWorker",
     "LocalCluster",
@@ -55,6 +60,7 @@ __all__ = [
     "as_completed",
     "default_client",
     "get_client",
+    "get_task_stream",
     "get_worker",
     "rejoin",
     "secede",

@@ -111,16 +111,21 @@ def _parse_resources(text: str) -> dict[str, float]:
 @click.argument("key")
 @click.option("--scheduler", "address", help="The scheduler's address.")
 @click.option("--scheduler-file", type=click.Path(path_type=Path), help="Find the scheduler by this file.")
-def why(key: str, address: str | None, scheduler_file: Path | None) -> None:
+@click.option("--dump", help="Ask a file that Client.dump_cluster_state wrote, in place of a cluster.")
+def why(key: str, address: str | None, scheduler_file: Path | None, dump: str | None) -> None:
     """Say why KEY is not done yet: what it waits for, where, since when."""
     from shoal.client.client import Client
+    from shoal.client.dump import DumpArtefact
 
-    if (address is None) == (scheduler_file is None):
-        raise click.UsageError("give either --scheduler or --scheduler-file")
+    if sum(given is not None for given in (address, scheduler_file, dump)) != 1:
+        raise click.UsageError("give one of --scheduler, --scheduler-file and --dump")
     try:
+        if dump is not None:
+            click.echo(DumpArtefact.from_url(dump).why(key))
+            return
         with Client(address, scheduler_file=scheduler_file, set_as_default=False) as client:
             click.echo(client.why(key))
-    except ShoalError as error:
+    except (ShoalError, FileNotFoundError) as error:
         raise click.ClickException(str(error)) from error
 
 

@@ -78,7 +78,7 @@ def key_prefix(key: Key) -> str:
     if key[:1] == _ESCAPE:
         key = key[1:]
     if key[:1] == "(":
-        key = key[1:].split(",", 1)[0].strip("'\" )")
+        key = key_group(key)
     words = key.split("-")
     if not words[0]:
         return key or "other"
@@ -90,6 +90,15 @@ def key_prefix(key: Key) -> str:
     if len(kept) == 1 and _is_token(kept[0]) and len(kept[0]) == 32:
         return "data"
     return "-".join(kept)
+
+
+def key_group(key: Key) -> str:
+    """Return what tuples have in common that name the parts of one collection.
+
+    >>> key_group("('sum-0a1b2c3d4e5f', 0, 1)")
+    'sum-0a1b2c3d4e5f'
+    """
+    return key[1:].split(",", 1)[0].strip("'\" )")
 
 
 def _is_token(word: str) -> bool:

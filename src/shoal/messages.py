@@ -154,6 +154,7 @@ class TaskDone(Item):
     start: float
     stop: float
     value: Any = None
+    thread: int = -1
 
 
 class KeyInfo(Item):
@@ -394,6 +395,7 @@ class Failed(Message):
     start: float
     stop: float
     error: TaskError
+    thread: int = -1
 
 
 class Rescheduled(Message):

@@ -11,7 +11,7 @@ from shoal.core.scheduler.queues import OpenWorkers, TaskQueue
 from shoal.core.scheduler.roster import WorkerRecord, WorkerState
 from shoal.core.scheduler.settings import Settings
 from shoal.core.scheduler.state import SchedulerState
-from shoal.core.scheduler.task import Task, TaskPrefix, TaskState
+from shoal.core.scheduler.task import Task, TaskGroup, TaskPrefix, TaskState
 from shoal.ids import SlotId, WorkerId
 from shoal.messages import Options
 
@@ -23,7 +23,7 @@ def worker(name: str, nthreads: int = 1, **options: Any) -> WorkerRecord:
 
 
 def task(key: str, *deps: Task, state: TaskState = TaskState.WAITING, **options: Any) -> Task:
-    record = Task(key, TaskPrefix("t"))
+    record = Task(key, TaskGroup("t", TaskPrefix("t")))
     record.state, record.deps = state, deps
     record.options = Options(**options)
     for dep in deps:

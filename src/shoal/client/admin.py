@@ -1,4 +1,4 @@
-"""What a client asks of the cluster beside tasks: control, functions run outside of scheduling, questions."""
+"""What a client does to the cluster beside submitting tasks: control, and functions run outside of scheduling."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from shoal.client.future import Future
 from shoal.client.packing import own
 from shoal.client.shapes import find_futures
 from shoal.errors import LinkError, UsageError
-from shoal.ids import key_from_wire, key_to_wire
 from shoal.messages import Cancel, Restart, Retry, RunFunction
 from shoal.messages import TaskError as SentError
 from shoal.security import secret_of, write_scheduler_file
@@ -25,7 +24,7 @@ T = TypeVar("T")
 
 
 class AdminCalls(ClientBase):
-    """Control and questions."""
+    """Control."""
 
     # -------------------------------------------------------------------------------------------- control
 
@@ -131,69 +130,6 @@ class AdminCalls(ClientBase):
             raise
         return self
 
-    # -------------------------------------------------------------------------------------------- questions
-
-    def _query(self, what: str, shape: Callable[[Any], T], **args: Any) -> Any:
-        async def ask() -> T:
-            return shape(await self._connection.ask(what, **args))
-
-        self._check_open()
-        return self._sync(ask())
-
-    def who_has(self, futures: Any = None) -> Any:
-        """Addresses of the workers that hold each key."""
-        keys = None if futures is None else self._keys_of(futures)
-        return self._query(
-            "who_has", lambda found: {key_from_wire(key): tuple(where) for key, where in found.items()}, keys=keys
-        )
-
-    def has_what(self, workers: Any = None) -> Any:
-        """Keys that each worker holds."""
-        return self._query("has_what", _keys_by_worker, workers=_names(workers))
-
-    def processing(self, workers: Any = None) -> Any:
-        """Keys that are assigned to each worker and not done."""
-        return self._query("processing", _keys_by_worker, workers=_names(workers))
-
-    def nthreads(self, workers: Any = None) -> Any:
-        """Threads of each worker."""
-        return self._query("nthreads", dict, workers=_names(workers))
-
-    ncores = nthreads
-
-    def nbytes(self, keys: Any = None, summary: bool = True) -> Any:
-        """Bytes of results, summed by the prefix of the keys, or for each key."""
-        wires = None if keys is None else [key_to_wire(key) for key in keys]
-        return self._query("nbytes", dict, keys=wires, summary=summary)
-
-    def scheduler_info(self, n_workers: int = -1) -> Any:
-        """Who the scheduler is, and (up to ``n_workers`` of) its workers by address."""
-        return self._query("identity", lambda found: {**found, "address": self.scheduler_address}, n_workers=n_workers)
-
-    def why(self, key: Any) -> Any:
-        """Say in words why a key (or future) is where it is: what it waits for, where, since when."""
-        wire = key_to_wire(key.key if isinstance(key, Future) else key)
-        return self._query("why", str, key=wire)
-
-    def story(self, *keys_or_stimuli: Any, on_error: str = "raise") -> Any:
-        """The transitions of keys (or those that stimuli caused), at the scheduler and the workers, by time.
-
-        Returns
-        -------
-        list of tuple
-            Who, key, state before, event, state after, stimulus, when (seconds of that process's own clock).
-        """
-        wires = [key_to_wire(key.key if isinstance(key, Future) else key) for key in keys_or_stimuli]
-        return self._sync(self._story(wires, on_error))
-
-    async def _story(self, wires: list[str], on_error: str) -> list[tuple[Any, ...]]:
-        rows = [("scheduler", *row) for row in await self._connection.ask("story", keys=wires)]
-        payload = serialize.dumps((_worker_story, (wires,), {}), "the function")
-        told = await self._run(lambda rid: RunFunction(rid, payload), True, on_error)
-        for address, found in told.items():
-            rows += [(address, *row) for row in found] if isinstance(found, list) else []
-        return sorted(rows, key=lambda row: row[-1])
-
     def wait_for_workers(self, n_workers: int, timeout: Any = None) -> Any:
         """Wait until ``n_workers`` are running.
 
@@ -222,15 +158,3 @@ class AdminCalls(ClientBase):
         """Write the address and the secret of the cluster, readable by this user alone, for others to join with."""
         secret = secret_of(self._security, self._fallback)
         write_scheduler_file(Path(scheduler_file), "Scheduler", self._addresses, secret)
-
-
-def _worker_story(wires: list[str], dask_worker: Any = None) -> list[Any]:
-    return [row for row in dask_worker.core.story if row[0] in wires or row[4] in wires]
-
-
-def _names(workers: Any) -> list[str] | None:
-    return [workers] if isinstance(workers, str) else None if workers is None else list(workers)
-
-
-def _keys_by_worker(found: dict[str, list[str]]) -> dict[str, tuple[Any, ...]]:
-    return {address: tuple(map(key_from_wire, keys)) for address, keys in found.items()}

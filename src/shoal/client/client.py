@@ -10,10 +10,10 @@ from uuid import uuid4
 
 from shoal import config
 from shoal.client import current
-from shoal.client.admin import AdminCalls
 from shoal.client.future import Future, failure_of
 from shoal.client.graphs import finalized, graph_tasks, persisted
 from shoal.client.packing import name_of, options_of, own, pack_calls
+from shoal.client.questions import Questions
 from shoal.client.shapes import MISSING, fill, find_futures, flatten, reshape
 from shoal.core.client.future import FutureRecord
 from shoal.errors import UsageError
@@ -25,7 +25,7 @@ logger = logging.getLogger("shoal.client")
 T = TypeVar("T")
 
 
-class Client(AdminCalls):
+class Client(Questions):
     """Connect to a cluster and submit work to it.
 
     Parameters

@@ -56,6 +56,8 @@ class Outcome(Event):
     stop: float = 0.0
     value: Any = None
     error: Any = None
+    #: Number of the thread, from 0 on; -1 where that is not known.
+    thread: int = -1
 
 
 class Outcomes(Event):

@@ -34,6 +34,11 @@ def settings() -> Settings:
         heartbeat_interval=config.seconds(config.get(s + "heartbeat", 1.0), s + "heartbeat") or 1.0,
         story_length=int(config.get(s + "story-length", 100_000)),
         no_workers_timeout=config.seconds(config.get(d + "no-workers-timeout", None), d + "no-workers-timeout"),
+        stream_length=int(config.get(d + "dashboard.tasks.task-stream-length", 100_000)),
+        durations={
+            name: config.seconds(value, f"default-task-durations {name}") or 0.0
+            for name, value in (config.get(d + "default-task-durations", {}) or {}).items()
+        },
         validate=bool(config.get(d + "validate", False)),
     )
 

@@ -57,6 +57,8 @@ class ThreadExecutor:
         self._store, self._loop, self._on_done, self._inline_bytes = store, loop, on_done, inline_bytes
         self._recorder, self._home = recorder, home
         self._queue: queue.SimpleQueue[tuple[Run, dict[str, Any]] | threading.Event | None] = queue.SimpleQueue()
+        #: What each thread is in, by its identity.
+        self._inside: dict[int, str] = {}
         self._done: deque[Outcome | tuple[str, bool]] = deque()
         self._signalled = False
         self._cancelled: set[str] = set()
@@ -94,6 +96,10 @@ class ThreadExecutor:
                 self._functions.pop(fn, None)
             else:
                 self._pickled[fn] = payload
+
+    def running(self) -> dict[int, str]:
+        """The key that each thread is in, by the identity of the thread."""
+        return dict(self._inside)
 
     def close(self) -> None:
         with self._lock:
@@ -160,8 +166,12 @@ class ThreadExecutor:
             if recorder is not None and number is not None:
                 recorder.begin(number, run.key)
             _local.key = run.key
+            thread = threading.get_ident()
+            self._inside[thread] = run.key
             outcome = self._execute(run, inputs)
+            outcome.thread = -1 if number is None else number
             _local.key = None
+            del self._inside[thread]
             if recorder is not None and number is not None:
                 recorder.end(number)
         self._tell(outcome)

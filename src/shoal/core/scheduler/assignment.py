@@ -103,7 +103,7 @@ class Assignment(Tables):
 
     def _expected(self, task: Task) -> float:
         """Seconds that ``task`` is expected to take."""
-        duration = task.prefix.duration
+        duration = task.group.prefix.duration
         return self.settings.unknown_duration if duration is None else max(duration, 1e-4)
 
     def _assign(self, task: Task, worker: WorkerRecord) -> None:

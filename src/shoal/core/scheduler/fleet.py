@@ -10,7 +10,7 @@ from shoal.core.scheduler.roster import NannyRecord, WorkerRecord
 from shoal.core.scheduler.settings import Settings
 from shoal.core.scheduler.state import SchedulerState
 from shoal.core.scheduler.stealing import Balancer
-from shoal.core.scheduler.task import Task, TaskState
+from shoal.core.scheduler.task import TaskState
 from shoal.ids import ClientId, SlotId, WorkerId
 from shoal.messages import (
     AddKeys,
@@ -90,6 +90,7 @@ class Fleet:
                     task = state.tasks.get(item.key)
                     if task is not None and task.worker is worker and task.attempt == item.attempt:
                         state.finish(task, worker, item.nbytes, item.type, item.value, max(item.stop - item.start, 0.0))
+                        state.record(item, worker, "OK", item.nbytes, item.type)
             case Failed():
                 self._on_failed(worker, message)
             case AddKeys():
@@ -178,7 +179,8 @@ class Fleet:
         task = state.tasks.get(message.key)
         if task is None or task.worker is not worker or task.attempt != message.attempt:
             return
-        task.prefix.failures += 1
+        task.group.prefix.failures += 1
+        state.record(message, worker, "error", 0, "")
         if task.retries > 0:
             task.retries -= 1
             state.give_back(task)
@@ -223,7 +225,7 @@ class Fleet:
                 state.free(worker, item.key)
                 continue
             if task is None:
-                task = state.tasks[item.key] = Task(item.key, state.prefix(item.key))
+                task = state.add_task(item.key)
             if task.fn is not None:
                 state.free(worker, item.key)  # there is a recipe for it, and that counts
             else:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from shoal.core.scheduler import explain
 from shoal.core.scheduler.roster import WorkerRecord
-from shoal.core.scheduler.task import Task
+from shoal.core.scheduler.snapshot import save
+from shoal.core.scheduler.task import Task, TaskState
 from shoal.errors import UsageError
 
 if TYPE_CHECKING:
@@ -113,7 +114,7 @@ def nbytes(core: SchedulerCore, keys: list[str] | None = None, summary: bool = T
     found: dict[str, int] = {}
     for task in _tasks(core, keys):
         if task.nbytes >= 0:
-            name = task.prefix.name if summary else task.key
+            name = task.group.prefix.name if summary else task.key
             found[name] = found.get(name, 0) + task.nbytes
     return found
 
@@ -124,13 +125,47 @@ def put_targets(core: SchedulerCore, workers: list[str] | None = None) -> list[l
     return [[w.id, w.addresses, w.nthreads] for w in usable]
 
 
-def counts(core: SchedulerCore) -> dict[str, Any]:
-    """How many tasks are in each state, by prefix."""
-    found: dict[str, dict[str, int]] = {}
-    for task in core.state.tasks.values():
-        states = found.setdefault(task.prefix.name, {})
-        states[task.state.label] = states.get(task.state.label, 0) + 1
-    return found
+def groups(core: SchedulerCore) -> dict[str, dict[str, Any]]:
+    """What is known of each task group: its prefix, tasks in each state, bytes and seconds in all."""
+    return {
+        group.name: {
+            "prefix": group.prefix.name,
+            "states": {state.label: group.states[state] for state in TaskState if group.states[state]},
+            "nbytes": group.nbytes,
+            "seconds": group.seconds,
+        }
+        for group in core.state.groups.values()
+    }
+
+
+def prefixes(core: SchedulerCore) -> dict[str, dict[str, Any]]:
+    """What was learned of each task prefix: averages of seconds and bytes, how many finished and failed."""
+    return {
+        prefix.name: {
+            "duration": prefix.duration,
+            "nbytes": prefix.nbytes,
+            "finished": prefix.finished,
+            "failures": prefix.failures,
+        }
+        for prefix in core.state.prefixes.values()
+    }
+
+
+def task_stream(
+    core: SchedulerCore, start: float | None = None, stop: float | None = None, count: int | None = None
+) -> list[list[Any]]:
+    """Executions that ended between two times (seconds since 1970), the last ``count`` of them, oldest first."""
+    rows = [
+        list(row)
+        for row in core.state.stream
+        if (start is None or row[5] >= start) and (stop is None or row[4] <= stop)
+    ]
+    return rows if count is None else rows[max(0, len(rows) - count) :]
+
+
+def snapshot(core: SchedulerCore) -> dict[str, Any]:
+    """All that the scheduler knows, as plain values; see :mod:`shoal.core.scheduler.snapshot`."""
+    return save(core.state)
 
 
 def story(core: SchedulerCore, keys: list[str]) -> list[list[Any]]:
@@ -151,7 +186,10 @@ QUESTIONS: Final[dict[str, Callable[..., Any]]] = {
     "processing": processing,
     "nbytes": nbytes,
     "put_targets": put_targets,
-    "counts": counts,
+    "groups": groups,
+    "prefixes": prefixes,
+    "task_stream": task_stream,
+    "snapshot": snapshot,
     "story": story,
     "why": why,
 }

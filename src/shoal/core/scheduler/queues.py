@@ -123,6 +123,11 @@ class Stranded:
         for group in self._groups.values():
             yield from group
 
+    def items(self) -> Iterator[tuple[Task, float]]:
+        """Each, with the time since when."""
+        for group in self._groups.values():
+            yield from group.items()
+
     def candidates(self, worker: WorkerRecord) -> list[Task]:
         """Those that ``worker`` may run."""
         return [

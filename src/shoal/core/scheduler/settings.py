@@ -8,7 +8,7 @@ class Settings:
 
     __slots__ = (
         "allowed_failures", "backlog", "bandwidth", "durations", "heartbeat_interval", "no_workers_timeout",
-        "saturation", "story_length", "unknown_duration", "validate", "worker_ttl",
+        "saturation", "story_length", "stream_length", "unknown_duration", "validate", "worker_ttl",
     )  # fmt: skip
 
     def __init__(
@@ -23,6 +23,7 @@ class Settings:
         heartbeat_interval: float = 1.0,
         story_length: int = 100_000,
         validate: bool = False,
+        stream_length: int = 100_000,
         no_workers_timeout: float | None = None,
     ) -> None:
         self.allowed_failures = allowed_failures
@@ -35,4 +36,5 @@ class Settings:
         self.heartbeat_interval = heartbeat_interval
         self.story_length = story_length
         self.validate = validate
+        self.stream_length = stream_length
         self.no_workers_timeout = no_workers_timeout

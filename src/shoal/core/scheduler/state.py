@@ -52,7 +52,7 @@ class SchedulerState(Assignment):
         """Return the task for ``spec``, and whether its recipe was taken from it."""
         task = self.tasks.get(spec.key)
         if task is None:
-            task = self.tasks[spec.key] = Task(spec.key, self.prefix(spec.key))
+            task = self.add_task(spec.key)
         elif task.unknown and task.state in (TaskState.ERRED, TaskState.RELEASED):
             self._redefine(task)
         elif task.fn is not None or task.state is not TaskState.RELEASED:
@@ -147,8 +147,10 @@ class SchedulerState(Assignment):
             seconds = None  # it waited for others, so it says nothing about what its like takes
         self._unassign(task)
         self._advance(task, TaskEvent.FINISH)
-        if seconds is not None:
-            task.prefix.learn(seconds)
+        group = task.group
+        group.prefix.learn(seconds, nbytes)
+        group.seconds += seconds or 0.0
+        group.nbytes += nbytes
         task.nbytes, task.type = nbytes, type
         self.add_replica(task, worker)
         self._announce(task, value)
@@ -366,7 +368,7 @@ class SchedulerState(Assignment):
         if task.dependents:
             return
         self._advance(task, TaskEvent.FORGET)
-        del self.tasks[task.key]
+        self._remove_task(task)
         for dep in task.deps:
             assert dep.dependents is not None
             del dep.dependents[task]

@@ -13,8 +13,9 @@ from shoal.core.scheduler.roster import (
     WorkerRecord,
 )
 from shoal.core.scheduler.settings import Settings
-from shoal.core.scheduler.task import TASK, Task, TaskEvent, TaskPrefix, TaskState
-from shoal.ids import ClientId, SlotId, WorkerId, key_prefix
+from shoal.core.scheduler.task import TASK, Task, TaskEvent, TaskGroup, TaskPrefix, TaskState
+from shoal.ids import ClientId, SlotId, WorkerId, key_group, key_prefix
+from shoal.messages import Failed, TaskDone
 
 
 class Tables(Outbox):
@@ -26,6 +27,7 @@ class Tables(Outbox):
         self.bandwidth = settings.bandwidth
         self.tasks: dict[str, Task] = {}
         self.prefixes: dict[str, TaskPrefix] = {}
+        self.groups: dict[str, TaskGroup] = {}
         self.functions: dict[str, FunctionRecord] = {}
         self.workers: dict[WorkerId, WorkerRecord] = {}
         self.by_slot: dict[SlotId, WorkerRecord] = {}
@@ -45,6 +47,8 @@ class Tables(Outbox):
         self.attempts = 0
         #: (key, before, event, after, stimulus, when), the newest last.
         self.story: deque[tuple[str, str, str, str, str, float]] = deque(maxlen=settings.story_length)
+        #: Executions: (key, worker, thread, status, began, ended, bytes, type), the newest last.
+        self.stream: deque[tuple[str, str, int, str, float, float, int, str]] = deque(maxlen=settings.stream_length)
         self.transitions = 0
         self.stimulus = ""
         self.now = 0.0
@@ -59,6 +63,9 @@ class Tables(Outbox):
         before = task.state
         after = TASK.advance(before, event, task.key, self.story_of(task.key) if before is TaskState.FORGOTTEN else ())
         task.state = after
+        states = task.group.states
+        states[before] -= 1
+        states[after] += 1
         self.transitions += 1
         self.story.append((task.key, before.label, event.name, after.label, self.stimulus, self.now))
         if before is TaskState.QUEUED:
@@ -66,17 +73,41 @@ class Tables(Outbox):
         elif before is TaskState.NO_WORKER:
             self.stranded.discard(task)
 
+    def record(self, done: TaskDone | Failed, worker: WorkerRecord, status: str, nbytes: int, type: str) -> None:
+        """Remember an execution, unless the value was there and nothing was executed."""
+        if done.stop:
+            row = (done.key, worker.address, done.thread, status, done.start, done.stop, nbytes, type)
+            self.stream.append(row)
+
     def story_of(self, *keys_or_stimuli: str) -> list[tuple[str, str, str, str, str, float]]:
         """The rows of the story that concern these keys or stimuli."""
         wanted = set(keys_or_stimuli)
         return [row for row in self.story if row[0] in wanted or row[4] in wanted]
 
-    def prefix(self, key: str) -> TaskPrefix:
-        head = key.rpartition("-")[0]
-        found = self.prefixes.get(head)
+    def add_task(self, key: str) -> Task:
+        """Make the record of a key that is not known."""
+        task = self.tasks[key] = Task(key, self._group_of(key))
+        task.group.states[TaskState.RELEASED] += 1
+        return task
+
+    def _remove_task(self, task: Task) -> None:
+        """The record of ``task``, which is forgotten, goes."""
+        del self.tasks[task.key]
+        if not task.group.known:
+            del self.groups[task.group.name]
+
+    def _group_of(self, key: str) -> TaskGroup:
+        name = key_group(key) if key[:1] == "(" else key.rpartition("-")[0]
+        found = self.groups.get(name)
+        if found is not None:
+            return found
+        prefix_name = key_prefix(key)
+        prefix = self.prefixes.get(prefix_name)
+        if prefix is None:
+            prefix = self.prefixes[prefix_name] = TaskPrefix(prefix_name, self.settings.durations.get(prefix_name))
+        if key[:1] != "(":
+            name = prefix_name
+            found = self.groups.get(name)
         if found is None:
-            name = key_prefix(key)
-            found = self.prefixes.get(name)
-            if found is None:
-                found = self.prefixes[name] = TaskPrefix(name, self.settings.durations.get(name))
+            found = self.groups[name] = TaskGroup(name, prefix)
         return found

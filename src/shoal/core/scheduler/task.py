@@ -113,38 +113,66 @@ ACTIVE: Final = frozenset({_S.WAITING, _S.NO_WORKER, _S.QUEUED, _S.PROCESSING})
 
 
 class TaskPrefix:
-    """What tasks of one name have in common; durations are learned here."""
+    """What tasks of one name have in common; what they take is learned here."""
 
-    __slots__ = ("duration", "failures", "finished", "name")
+    __slots__ = ("duration", "failures", "finished", "name", "nbytes")
 
     def __init__(self, name: str, duration: float | None = None) -> None:
         self.name = name
         #: Moving average of the seconds that one execution takes; None until one has ended.
         self.duration = duration
+        #: Moving average of the bytes of one result; None until there is one.
+        self.nbytes: float | None = None
         self.finished = 0
         self.failures = 0
 
-    def learn(self, seconds: float) -> None:
+    def learn(self, seconds: float | None, nbytes: int) -> None:
+        """One more has finished: ``seconds`` is None where its time says nothing about others."""
         self.finished += 1
-        self.duration = seconds if self.duration is None else 0.5 * self.duration + 0.5 * seconds
+        if seconds is not None:
+            self.duration = seconds if self.duration is None else 0.5 * self.duration + 0.5 * seconds
+        self.nbytes = nbytes if self.nbytes is None else 0.5 * self.nbytes + 0.5 * nbytes
 
     def __repr__(self) -> str:
         took = "?" if self.duration is None else f"{self.duration:.3g}s"
         return f"<TaskPrefix {self.name} {took} n={self.finished}>"
 
 
+class TaskGroup:
+    """Tasks of one step of one computation: those whose keys are tuples that begin alike, or all of a prefix."""
+
+    __slots__ = ("name", "nbytes", "prefix", "seconds", "states")
+
+    def __init__(self, name: str, prefix: TaskPrefix) -> None:
+        self.name, self.prefix = name, prefix
+        #: How many are in each state, by the number of the state.
+        self.states = [0] * len(TaskState)
+        #: Bytes that results of it took, and seconds that threads worked on it, in all.
+        self.nbytes = 0
+        self.seconds = 0.0
+
+    @property
+    def known(self) -> int:
+        """How many there are."""
+        return sum(self.states) - self.states[TaskState.FORGOTTEN]
+
+    def __repr__(self) -> str:
+        counts = " ".join(f"{state.label}={self.states[state]}" for state in TaskState if self.states[state])
+        return f"<TaskGroup {self.name} {counts}>"
+
+
 class Task:
     """The record of one key. Only :class:`~shoal.core.scheduler.state.SchedulerState` changes it."""
 
     __slots__ = (
-        "attempt", "deaths", "dependents", "deps", "edition", "error", "estimate", "fn", "key", "long_running",
-        "n_waiters", "n_waiting", "nbytes", "options", "origin", "payload", "prefix", "priority", "retries", "seq",
+        "attempt", "deaths", "dependents", "deps", "edition", "error", "estimate", "fn", "group", "key", "long_running",
+        "n_waiters", "n_waiting", "nbytes", "options", "origin", "payload", "priority", "retries", "seq",
         "state", "thief", "type", "unknown", "who_has", "who_wants", "worker",
     )  # fmt: skip
 
-    def __init__(self, key: str, prefix: TaskPrefix) -> None:
+    def __init__(self, key: str, group: TaskGroup) -> None:
         self.key = key
-        self.prefix = prefix
+        self.group = group
         self.state = TaskState.RELEASED
         #: The id of the function, "" for a graph node, None where there is no recipe (scattered data).
         self.fn: str | None = None

@@ -370,7 +370,9 @@ class WorkerCore:
             self._stored(record)
         elif outcome.status == "error" and record.goal is Goal.COMPUTE:
             self._attempt(record, AttemptEvent.FAIL)
-            self._out.append(Failed(record.key, spec.attempt, outcome.start, outcome.stop, outcome.error))
+            self._out.append(
+                Failed(record.key, spec.attempt, outcome.start, outcome.stop, outcome.error, outcome.thread)
+            )
         elif outcome.status == "reschedule" and record.goal is Goal.COMPUTE:
             self._attempt(record, AttemptEvent.END)
             record.goal = Goal.DROP
@@ -393,11 +395,11 @@ class WorkerCore:
     def _report_done(self, record: KeyRecord, outcome: Outcome | None = None) -> None:
         spec = record.spec
         assert spec is not None
-        if outcome is None:
-            item = TaskDone(record.key, spec.attempt, record.nbytes, record.type, 0.0, 0.0)
-        else:
-            value = outcome.value if spec.inline else None
-            item = TaskDone(record.key, spec.attempt, outcome.nbytes, outcome.type, outcome.start, outcome.stop, value)
+        item = TaskDone(record.key, spec.attempt, record.nbytes, record.type, 0.0, 0.0)
+        if outcome is not None:
+            item.start, item.stop, item.thread = outcome.start, outcome.stop, outcome.thread
+            if spec.inline:
+                item.value = outcome.value
         if self._out and type(self._out[-1]) is Finished:
             self._out[-1].items.append(item)
         else:
@@ -548,7 +550,7 @@ class WorkerCore:
             assert spec is not None
             self._attempt(waiter, AttemptEvent.FAIL)
             error = TaskError(None, None, f"{text} (it is an input of {waiter.key!r})")
-            self._out.append(Failed(waiter.key, spec.attempt, self.now, self.now, error))
+            self._out.append(Failed(waiter.key, spec.attempt, 0.0, 0.0, error))
             self._release_deps(waiter)
         record.goal = Goal.DROP
         self._tidy(record)

@@ -1,0 +1,243 @@
+"""What a client can ask about the cluster: where things are, why, since when, and all of it in a file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from time import time
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from shoal import config
+from shoal.client import dump
+from shoal.client.admin import AdminCalls
+from shoal.client.future import Future
+from shoal.errors import UsageError
+from shoal.ids import key_from_wire, key_to_wire
+from shoal.messages import RunFunction
+from shoal.shell import inspection, serialize
+
+T = TypeVar("T")
+
+
+class Questions(AdminCalls):
+    """Questions."""
+
+    def _query(self, what: str, shape: Callable[[Any], T], **args: Any) -> Any:
+        async def ask() -> T:
+            return shape(await self._connection.ask(what, **args))
+
+        self._check_open()
+        return self._sync(ask())
+
+    def who_has(self, futures: Any = None) -> Any:
+        """Addresses of the workers that hold each key."""
+        keys = None if futures is None else self._keys_of(futures)
+        return self._query(
+            "who_has", lambda found: {key_from_wire(key): tuple(where) for key, where in found.items()}, keys=keys
+        )
+
+    def has_what(self, workers: Any = None) -> Any:
+        """Keys that each worker holds."""
+        return self._query("has_what", _keys_by_worker, workers=_names(workers))
+
+    def processing(self, workers: Any = None) -> Any:
+        """Keys that are assigned to each worker and not done."""
+        return self._query("processing", _keys_by_worker, workers=_names(workers))
+
+    def nthreads(self, workers: Any = None) -> Any:
+        """Threads of each worker."""
+        return self._query("nthreads", dict, workers=_names(workers))
+
+    ncores = nthreads
+
+    def nbytes(self, keys: Any = None, summary: bool = True) -> Any:
+        """Bytes of results, summed by the prefix of the keys, or for each key."""
+        wires = None if keys is None else [key_to_wire(key) for key in keys]
+        return self._query("nbytes", dict, keys=wires, summary=summary)
+
+    def scheduler_info(self, n_workers: int = -1) -> Any:
+        """Who the scheduler is, and (up to ``n_workers`` of) its workers by address."""
+        return self._query("identity", lambda found: {**found, "address": self.scheduler_address}, n_workers=n_workers)
+
+    def why(self, key: Any) -> Any:
+        """Say in words why a key (or future) is where it is: what it waits for, where, since when."""
+        wire = key_to_wire(key.key if isinstance(key, Future) else key)
+        return self._query("why", str, key=wire)
+
+    def story(self, *keys_or_stimuli: Any, on_error: str = "raise") -> Any:
+        """The transitions of keys (or those that stimuli caused), at the scheduler and the workers, by time.
+
+        Returns
+        -------
+        list of tuple
+            Who, key, state before, event, state after, stimulus, when (seconds of that process's own clock).
+        """
+        wires = [key_to_wire(key.key if isinstance(key, Future) else key) for key in keys_or_stimuli]
+        return self._sync(self._story(wires, on_error))
+
+    async def _story(self, wires: list[str], on_error: str) -> list[tuple[Any, ...]]:
+        rows = [("scheduler", *row) for row in await self._connection.ask("story", keys=wires)]
+        payload = serialize.dumps((inspection.story, (wires,), {}), "the function")
+        told = await self._run(lambda rid: RunFunction(rid, payload), True, on_error)
+        for address, found in told.items():
+            rows += [(address, *row) for row in found] if isinstance(found, list) else []
+        return sorted(rows, key=lambda row: row[-1])
+
+    async def _ask_workers(self, function: Callable[..., Any], *args: Any, workers: list[str] | None = None) -> Any:
+        """What a function of ours says on each worker that answers, by address."""
+        payload = serialize.dumps((function, args, {}), "the function")
+        return await self._run(lambda rid: RunFunction(rid, payload, workers=workers), True, "ignore")
+
+    def call_stack(self, futures: Any = None, keys: Any = None) -> Any:
+        """Where the code of running tasks is now.
+
+        Parameters
+        ----------
+        futures, keys
+            Tasks to look at; all that run by default.
+
+        Returns
+        -------
+        dict
+            For each worker that runs any: for each key, the lines of its stack, outermost first.
+        """
+        wires = None
+        if futures is not None or keys is not None:
+            wires = [*(self._keys_of(futures) if futures is not None else ()), *map(key_to_wire, keys or ())]
+        return self._sync(self._call_stack(wires))
+
+    async def _call_stack(self, wires: list[str] | None) -> dict[str, dict[Any, tuple[str, ...]]]:
+        told = await self._ask_workers(inspection.call_stacks, wires)
+        return {
+            address: {key_from_wire(key): tuple(lines) for key, lines in stacks.items()}
+            for address, stacks in told.items()
+            if stacks
+        }
+
+    def get_task_stream(self, start: Any = None, stop: Any = None, count: int | None = None) -> Any:
+        """When each task ran where: executions that ended lately, oldest first.
+
+        Parameters
+        ----------
+        start, stop
+            Seconds since 1970; text as ``"5 minutes"`` is so long ago.
+        count
+            No more than so many, the newest.
+
+        Returns
+        -------
+        list of dict
+            ``key``, ``worker`` (its address), ``thread`` (its number there), ``status`` (``"OK"`` or ``"error"``),
+            ``startstops`` (a list with one ``{"action": "compute", "start": …, "stop": …}``, seconds since 1970),
+            ``nbytes`` and ``type`` of the result.
+        """
+        return self._query(
+            "task_stream", _stream, start=_moment(start, "start"), stop=_moment(stop, "stop"), count=count
+        )
+
+    def dump_cluster_state(
+        self, filename: str = "dask-cluster-dump", exclude: Iterable[str] = (), format: str = "msgpack"
+    ) -> Any:
+        """Write what the scheduler and the workers know into a file, to be read with :class:`~shoal.DumpArtefact`.
+
+        Functions, arguments and results are not in it.
+
+        Parameters
+        ----------
+        filename
+            Without its ending, which is ``.msgpack.gz`` or ``.yaml``.
+        exclude
+            Fields of tasks and workers to leave out, as ``"story"``.
+        format
+            ``"msgpack"`` or ``"yaml"``.
+
+        Returns
+        -------
+        str
+            The name of the file.
+        """
+        if format not in dump.FORMATS:
+            raise UsageError(f"format must be one of {', '.join(dump.FORMATS)}, got {format!r}")
+        left_out = [exclude] if isinstance(exclude, str) else list(exclude)
+        return self._sync(self._dump(str(filename), left_out, format))
+
+    async def _dump(self, filename: str, exclude: list[str], format: str) -> str:
+        scheduler = await self._connection.ask("snapshot")
+        scheduler["groups"] = await self._connection.ask("groups")
+        scheduler["prefixes"] = await self._connection.ask("prefixes")
+        workers = await self._ask_workers(inspection.dump_worker)
+        for worker in scheduler["workers"].values():
+            workers.setdefault(worker["addresses"][0], {"error": "it did not answer"})
+        return dump.write(filename, {"scheduler": scheduler, "workers": workers}, exclude, format)
+
+
+class get_task_stream:
+    """Gather what runs while a block of code does.
+
+    >>> with get_task_stream() as stream:  # doctest: +SKIP
+    ...     client.gather(client.map(str, range(3)))
+    >>> len(stream.data)  # doctest: +SKIP
+    3
+
+    Parameters
+    ----------
+    client
+        The current one by default.
+    """
+
+    def __init__(self, client: Any = None) -> None:
+        if client is None:
+            from shoal.client.current import get_client
+
+            client = get_client()
+        self.client = client
+        #: As :meth:`Client.get_task_stream` returns it, once the block is left.
+        self.data: list[dict[str, Any]] = []
+        self._start = 0.0
+
+    def __enter__(self) -> Self:
+        self._start = time()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.data += self.client.get_task_stream(start=self._start)
+
+    async def __aenter__(self) -> Self:
+        return self.__enter__()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        self.data += await self.client.get_task_stream(start=self._start)
+
+
+def _moment(value: Any, name: str) -> float | None:
+    """Seconds since 1970, of a number or of text that says how long ago."""
+    if isinstance(value, str):
+        return time() - (config.seconds(value, name) or 0.0)
+    if value is not None and not isinstance(value, int | float):
+        raise UsageError(f"{name} must be seconds since 1970, or text as '5 minutes', got {value!r}")
+    return value
+
+
+def _stream(rows: list[list[Any]]) -> list[dict[str, Any]]:
+    return [
+        {
+            "key": key_from_wire(key),
+            "worker": worker,
+            "thread": thread,
+            "status": status,
+            "startstops": [{"action": "compute", "start": began, "stop": ended}],
+            "nbytes": nbytes,
+            "type": kind,
+        }
+        for key, worker, thread, status, began, ended, nbytes, kind in rows
+    ]
+
+
+def _names(workers: Any) -> list[str] | None:
+    return [workers] if isinstance(workers, str) else None if workers is None else list(workers)
+
+
+def _keys_by_worker(found: dict[str, list[str]]) -> dict[str, tuple[Any, ...]]:
+    return {address: tuple(map(key_from_wire, keys)) for address, keys in found.items()}

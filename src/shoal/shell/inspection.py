@@ -1,0 +1,55 @@
+"""What a worker tells of itself when it is asked: functions that clients have run there, outside of scheduling."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from typing import Any
+
+
+def story(wires: list[str], dask_worker: Any = None) -> list[Any]:
+    """The transitions of keys, or those that a stimulus caused."""
+    return [row for row in dask_worker.core.story if row[0] in wires or row[4] in wires]
+
+
+def call_stacks(wires: list[str] | None, dask_worker: Any = None) -> dict[str, list[str]]:
+    """The lines of the stack of each running task, outermost first, without shoal's own."""
+    frames = sys._current_frames()
+    found = {}
+    for thread, key in dask_worker.executor.running().items():
+        if (wires is None or key in wires) and thread in frames:
+            lines = traceback.format_stack(frames[thread])
+            found[key] = [line for line in lines if "/shoal/shell/" not in line and "threading.py" not in line]
+    return found
+
+
+def dump_worker(dask_worker: Any = None) -> dict[str, Any]:
+    """All that the core of a worker knows, as plain values."""
+    core = dask_worker.core
+    return {
+        "id": core.id,
+        "name": dask_worker.name,
+        "paused": core.paused,
+        "metrics": dask_worker.metrics(),
+        "running": core.slots.running_keys(),
+        "resources": {"total": core.slots.total, "available": core.slots.available},
+        "transfers": {peer: list(records) for peer, records in core.fetcher.in_flight.items()},
+        "tasks": {key: _describe(record) for key, record in core.keys.items()},
+        "story": [list(row) for row in core.story],
+    }
+
+
+def _describe(record: Any) -> dict[str, Any]:
+    return {
+        "state": record.label,
+        "goal": record.goal.name.lower(),
+        "attempt": record.attempt.name.lower(),
+        "replica": record.replica.name.lower(),
+        "number": record.spec.attempt if record.spec is not None else None,
+        "priority": list(record.priority),
+        "dependencies": [dep.key for dep in record.deps],
+        "dependents": [waiter.key for waiter in record.waiters],
+        "holders": list(record.holders),
+        "nbytes": record.nbytes,
+        "type": record.type,
+    }
