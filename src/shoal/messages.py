@@ -433,6 +433,12 @@ class GivenBack(Message):
     items: list[tuple[str, int]]
 
 
+class Freed(Message):
+    """The threads of these assignments, which were taken back, are free now, or were never taken."""
+
+    attempts: list[int]
+
+
 class AddKeys(Message):
     """Copies that this worker now holds."""
 
@@ -469,6 +475,7 @@ FromWorker = (
     | StealAnswer
     | WorkerStatus
     | GivenBack
+    | Freed
     | AddKeys
     | DataPut
     | Missing

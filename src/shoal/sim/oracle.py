@@ -178,6 +178,8 @@ class Oracle:
         world = self.world
         world.require(not world.scheduler.state.tasks, f"tasks are left: {list(world.scheduler.state.tasks.values())}")
         world.require(not world.scheduler.state.queue.size, "the queue is not empty")
+        for record in world.scheduler.state.workers.values():
+            world.require(not record.lingering, f"{record} still counts threads of {record.lingering}")
         for worker in world.workers.values():
             world.require(not worker.core.keys, f"{worker.name} still knows {list(worker.core.keys.values())}")
             world.require(not worker.values, f"{worker.name} still holds {list(worker.values)}")

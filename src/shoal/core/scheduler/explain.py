@@ -77,10 +77,12 @@ def _processing(task: Task, since: str) -> str:
         return f"{task.key!r} was given to {where}, {since}, which is to compute {task.n_waiting} of its inputs first."
     if task.long_running:
         return f"{task.key!r} runs on {where}, {since}, outside of the pool of threads{tries}."
+    count = len(worker.lingering)
+    lingering = f" ({count} of them cancelled, but perhaps still running)" if count else ""
     asked = f"; it is being asked back for {task.thief.name}" if task.thief is not None else ""
     return (
         f"{task.key!r} is with {where}, {since}, which has {worker.n_runnable} tasks for {worker.nthreads} threads"
-        f"{tries}{asked}."
+        f"{lingering}{tries}{asked}."
     )
 
 

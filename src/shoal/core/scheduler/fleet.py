@@ -10,7 +10,7 @@ from shoal.core.scheduler.roster import NannyRecord, WorkerRecord
 from shoal.core.scheduler.settings import Settings
 from shoal.core.scheduler.state import SchedulerState
 from shoal.core.scheduler.stealing import Balancer
-from shoal.core.scheduler.task import TaskState
+from shoal.core.scheduler.task import Task, TaskState
 from shoal.ids import ClientId, SlotId, WorkerId
 from shoal.messages import (
     AddKeys,
@@ -19,6 +19,7 @@ from shoal.messages import (
     DataPut,
     Failed,
     Finished,
+    Freed,
     FromNanny,
     FromWorker,
     GivenBack,
@@ -88,7 +89,9 @@ class Fleet:
             case Finished():
                 for item in message.items:
                     task = state.tasks.get(item.key)
-                    if task is not None and task.worker is worker and task.attempt == item.attempt:
+                    if task is None or task.worker is not worker or task.attempt != item.attempt:
+                        state.freed(worker, item.attempt)
+                    else:
                         state.finish(task, worker, item.nbytes, item.type, item.value, max(item.stop - item.start, 0.0))
                         state.record(item, worker, "OK", item.nbytes, item.type)
             case Failed():
@@ -107,21 +110,24 @@ class Fleet:
             case DataPut():
                 self._on_data_put(worker, message)
             case Rescheduled():
-                task = state.tasks.get(message.key)
-                if task is not None and task.worker is worker and task.attempt == message.attempt:
+                task = self._assigned(worker, message.key, message.attempt)
+                if task is not None:
                     state.give_back(task)
             case GivenBack():
                 for key, attempt in message.items:
-                    task = state.tasks.get(key)
-                    if task is not None and task.worker is worker and task.attempt == attempt:
+                    task = self._assigned(worker, key, attempt)
+                    if task is not None:
                         state.give_back(task)
+            case Freed():
+                for attempt in message.attempts:
+                    state.freed(worker, attempt)
             case WorkerStatus():
                 self._on_worker_status(worker, message)
             case StealAnswer():
                 self.balancer.answered(worker, message)
             case LongRunning():
-                task = state.tasks.get(message.key)
-                if task is not None and task.worker is worker and task.attempt == message.attempt:
+                task = self._assigned(worker, message.key, message.attempt)
+                if task is not None:
                     state.secede(task)
             case Answer():
                 self._answer_calls(self.calls.answered(peer, message))
@@ -129,6 +135,14 @@ class Fleet:
                 self._remove_worker(worker, message.reason or "it closed", expected=True)
             case _:
                 assert_never(message)
+
+    def _assigned(self, worker: WorkerRecord, key: str, attempt: int) -> Task | None:
+        """The task of this assignment; None where it was taken back since, and then its thread is free now."""
+        task = self.state.tasks.get(key)
+        if task is None or task.worker is not worker or task.attempt != attempt:
+            self.state.freed(worker, attempt)
+            return None
+        return task
 
     def _on_register_worker(self, peer: str, message: RegisterWorker) -> None:
         state = self.state
@@ -176,8 +190,8 @@ class Fleet:
 
     def _on_failed(self, worker: WorkerRecord, message: Failed) -> None:
         state = self.state
-        task = state.tasks.get(message.key)
-        if task is None or task.worker is not worker or task.attempt != message.attempt:
+        task = self._assigned(worker, message.key, message.attempt)
+        if task is None:
             return
         task.group.prefix.failures += 1
         state.record(message, worker, "error", 0, "")

@@ -80,6 +80,7 @@ def worker_identity(core: SchedulerCore, worker: WorkerRecord) -> dict[str, Any]
         "metrics": worker.metrics,
         "nbytes": worker.nbytes,
         "processing": len(worker.processing),
+        "lingering": len(worker.lingering),
         "in_memory": len(worker.has_what),
         "occupancy": worker.occupancy,
     }

@@ -66,7 +66,7 @@ def check(state: SchedulerState) -> None:
             raise InvariantViolation(
                 f"{worker!r}: {worker.n_stealing} and {worker.n_stolen} thefts, {stealing}, {stolen}"
             )
-        occupancy = sum(task.estimate for task in worker.processing)
+        occupancy = sum(task.estimate for task in worker.processing) + sum(worker.lingering.values())
         if worker.nbytes != nbytes or not math.isclose(worker.occupancy, occupancy, abs_tol=1e-6):
             raise InvariantViolation(f"{worker!r}: nbytes should be {nbytes}, occupancy {occupancy}")
     for client in state.clients.values():

@@ -73,7 +73,7 @@ class WorkerRecord:
     """One worker process."""
 
     __slots__ = (
-        "addresses", "functions", "has_what", "heap_load", "host", "id", "last_seen", "local_directory",
+        "addresses", "functions", "has_what", "heap_load", "host", "id", "last_seen", "lingering", "local_directory",
         "memory_limit", "metrics", "n_ahead", "n_long_running", "n_needy", "n_stealing", "n_stolen", "name", "nbytes",
         "nthreads", "occupancy", "out", "out_free", "peers", "pid", "postponed", "processing", "resources", "slot",
         "slots", "state",
@@ -114,6 +114,8 @@ class WorkerRecord:
         self.postponed: list[Task] | None = None
         #: Seconds of work assigned, without those.
         self.occupancy = 0.0
+        #: Assignments that were taken back and whose threads may be at work still, with the seconds counted for each.
+        self.lingering: dict[int, float] = {}
         #: Bytes of results held.
         self.nbytes = 0
         #: Functions and peers that it was told of, so that each is sent once.
@@ -140,7 +142,7 @@ class WorkerRecord:
     @property
     def n_runnable(self) -> int:
         """Tasks that it runs or could run now."""
-        return len(self.processing) - self.n_ahead - self.n_long_running
+        return len(self.processing) - self.n_ahead - self.n_long_running + len(self.lingering)
 
     @property
     def running(self) -> bool:

@@ -19,6 +19,7 @@ _PLAIN = (
 _WORKER = (
     "name", "slot", "addresses", "host", "pid", "nthreads", "memory_limit", "local_directory", "resources", "slots",
     "n_ahead", "n_long_running", "n_needy", "n_stealing", "n_stolen", "occupancy", "nbytes", "metrics", "last_seen",
+    "lingering",
 )  # fmt: skip
 
 

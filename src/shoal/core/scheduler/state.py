@@ -203,8 +203,11 @@ class SchedulerState(Assignment):
             return KeyErred(task.key, task.origin, error)
         return KilledTask(task.key, task.origin, error, self.settings.allowed_failures)
 
-    def give_back(self, task: Task, tell_worker: bool = True) -> None:
-        """Take a processing task from its worker, with those assigned ahead of it; they wait anew."""
+    def give_back(self, task: Task, lingers: bool = False) -> None:
+        """Take a processing task from its worker, with those assigned ahead of it; they wait anew.
+
+        ``lingers``: a thread may be at work for it, and is counted until its worker says that it is free.
+        """
         found, known = [task], {task}
         for t in found:  # grows while it is walked
             for dependent in t.dependents or ():
@@ -212,10 +215,12 @@ class SchedulerState(Assignment):
                     known.add(dependent)
                     found.append(dependent)
         for t in reversed(found):
-            worker = t.worker
-            assert worker is not None
-            self._unassign(t)
-            if tell_worker:
+            if lingers:
+                self._take_back(t)
+            else:
+                worker = t.worker
+                assert worker is not None
+                self._unassign(t)
                 self.free(worker, t.key)
             self._advance(t, TaskEvent.RETURN)
             t.n_waiting = sum(dep.state is not TaskState.MEMORY for dep in t.deps)
@@ -248,7 +253,7 @@ class SchedulerState(Assignment):
                 processing.append(dependent)
         for dependent in processing:
             if dependent.state is TaskState.PROCESSING:  # or it was given back with one that it was assigned ahead of
-                self.give_back(dependent)
+                self.give_back(dependent, lingers=True)
         if task.lost:
             self._lose_scattered(task, worker)
         elif task.needed:
@@ -351,10 +356,7 @@ class SchedulerState(Assignment):
         """Nobody needs ``task``: free it, and forget it if nothing could be recomputed from it."""
         state = task.state
         if state is TaskState.PROCESSING:
-            worker = task.worker
-            assert worker is not None
-            self._unassign(task)
-            self.free(worker, task.key)
+            self._take_back(task)
         if state is TaskState.MEMORY:
             for worker in tuple(task.who_has or ()):
                 self.free(worker, task.key)
@@ -411,12 +413,31 @@ class SchedulerState(Assignment):
         del worker.has_what[task]
         worker.nbytes -= max(task.nbytes, 0)
 
+    def _take_back(self, task: Task) -> None:
+        """Tell the worker of ``task`` to drop it; count its thread until that is known to be free."""
+        worker, seconds = task.worker, task.estimate
+        assert worker is not None
+        may_run = not task.n_waiting and not task.long_running
+        self._unassign(task)
+        self.free(worker, task.key)
+        if may_run:
+            worker.lingering[task.attempt] = seconds
+            worker.occupancy += seconds
+
+    def freed(self, worker: WorkerRecord, attempt: int) -> None:
+        """The thread of an assignment that was taken back is free, or was never taken."""
+        seconds = worker.lingering.pop(attempt, None)
+        if seconds is not None:
+            busy = worker.processing or worker.lingering
+            worker.occupancy = worker.occupancy - seconds if busy else 0.0
+            self.open.note(worker)
+
     def _unassign(self, task: Task) -> None:
         worker = task.worker
         assert worker is not None, task
         task.worker = None
         del worker.processing[task]
-        worker.occupancy = worker.occupancy - task.estimate if worker.processing else 0.0
+        worker.occupancy = worker.occupancy - task.estimate if worker.processing or worker.lingering else 0.0
         worker.n_ahead -= task.n_waiting > 0
         if task.long_running:
             worker.n_long_running -= 1
@@ -486,7 +507,7 @@ class SchedulerState(Assignment):
         assigned = [task for task in sorted(worker.processing) if not task.n_waiting]
         for task in tuple(worker.processing):
             if task.worker is worker:
-                self.give_back(task, tell_worker=False)
+                self.give_back(task)
         for task in tuple(worker.has_what):
             self.lose_replica(task, worker)
         return assigned

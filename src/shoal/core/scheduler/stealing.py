@@ -95,6 +95,8 @@ class Balancer:
         state = self._state
         task = state.tasks.get(answer.key)
         if task is None or task.worker is not worker or task.attempt != answer.attempt or task.thief is None:
+            if answer.granted:
+                state.freed(worker, answer.attempt)
             return  # it was released, finished or reassigned since: nothing is out any more
         thief = task.thief
         if not answer.granted:

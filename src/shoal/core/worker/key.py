@@ -47,8 +47,8 @@ class KeyRecord:
     """The record of one key on one worker."""
 
     __slots__ = (
-        "attempt", "deps", "edition", "goal", "holders", "key", "n_missing", "nbytes", "priority", "replica", "seq",
-        "spec", "tried_absent", "tried_unreachable", "type", "waiters", "wanted",
+        "attempt", "deps", "edition", "goal", "holders", "key", "n_missing", "nbytes", "priority", "released",
+        "replica", "seq", "spec", "tried_absent", "tried_unreachable", "type", "waiters", "wanted",
     )  # fmt: skip
 
     def __init__(self, key: str) -> None:
@@ -61,6 +61,8 @@ class KeyRecord:
         self.priority: tuple[int, int, int] = (0, 0, 0)
         #: The definition that made what is held here (or that the thread at work carries out), and the one meant.
         self.edition = self.wanted = 0
+        #: Whether the assignment that a thread carries out was taken back, and the scheduler waits for its end.
+        self.released = False
         #: Inputs of the pending or running attempt.
         self.deps: tuple[KeyRecord, ...] = ()
         self.n_missing = 0

@@ -8,11 +8,10 @@ here still needs.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Sequence
-from typing import Any, assert_never
+from typing import assert_never
 
-from shoal.core.effects import CallUser, CancelRun, Drop, Effect, Functions, Run, Send, Stop
+from shoal.core.effects import CallUser, CancelRun, Effect, Functions, Run, Send, Stop
 from shoal.core.events import (
     CallDone,
     Due,
@@ -28,45 +27,37 @@ from shoal.core.events import (
     Rejoined,
     Seceded,
 )
-from shoal.core.worker.attempt import ATTEMPT, PENDING, RUNNING, AttemptEvent, AttemptState
-from shoal.core.worker.fetching import Fetcher
+from shoal.core.worker.attempt import PENDING, AttemptEvent, AttemptState
+from shoal.core.worker.copies import ON_THE_WAY, Copies
 from shoal.core.worker.invariants import check
 from shoal.core.worker.key import Goal, KeyRecord
-from shoal.core.worker.replica import REPLICA, ReplicaEvent, ReplicaState
-from shoal.core.worker.slots import Slots
+from shoal.core.worker.replica import ReplicaEvent, ReplicaState
 from shoal.messages import (
-    AddKeys,
     Answer,
     Call,
     Close,
     Compute,
     ComputeTask,
-    DataPut,
     DropFunctions,
     Failed,
     Finished,
+    Freed,
     FreeKeys,
     GivenBack,
     Holders,
-    KeyInfo,
     LongRunning,
-    Missing,
     Rescheduled,
     Steal,
     StealAnswer,
     TaskDone,
-    TaskError,
     ToWorker,
     WorkerRegistered,
     WorkerRejected,
     WorkerStatus,
 )
 
-#: Seconds after which the scheduler is asked again for holders of a missing key.
-ASK_AGAIN = 1.0
 
-
-class WorkerCore:
+class WorkerCore(Copies):
     """All decisions of a worker.
 
     Parameters
@@ -91,22 +82,10 @@ class WorkerCore:
         story_length: int = 10_000,
         validate: bool = False,
     ) -> None:
-        self.id = id
-        self.keys: dict[str, KeyRecord] = {}
-        self.slots = Slots(nthreads, resources or {})
-        self.fetcher = Fetcher()
-        self.story: deque[tuple[str, str, str, str, str, float]] = deque(maxlen=story_length)
+        super().__init__(id, nthreads, resources or {}, story_length)
         self.registered = False
-        self.paused = False
         self.executed = 0
-        self.stimulus = ""
-        self.now = 0.0
         self.validate = validate
-        self._missing: dict[KeyRecord, None] = {}
-        self._ask_at: float | None = None
-        self._effects: list[Effect] = []
-        self._out: list[Any] = []
-        self._drop: list[str] = []
 
     # -------------------------------------------------------------------------------------------- driving
 
@@ -152,11 +131,6 @@ class WorkerCore:
             check(self)
         return effects
 
-    def _flush_drops(self) -> None:
-        if self._drop:
-            self._effects.append(Drop(self._drop))
-            self._drop = []
-
     def deadline(self) -> float | None:
         """When :meth:`handle` is to be called even if nothing happens."""
         due = [at for at in (self._ask_at, None if self.paused else self.fetcher.deadline()) if at is not None]
@@ -193,32 +167,11 @@ class WorkerCore:
             case _:
                 assert_never(message)
 
-    # -------------------------------------------------------------------------------------------- transitions
-
-    def _attempt(self, record: KeyRecord, event: AttemptEvent) -> None:
-        before = record.attempt
-        record.attempt = after = ATTEMPT.advance(before, event, record.key, self.story)
-        self.story.append((record.key, before.name, event.name, after.name, self.stimulus, self.now))
-
-    def _replica(self, record: KeyRecord, event: ReplicaEvent) -> None:
-        before = record.replica
-        record.replica = after = REPLICA.advance(before, event, record.key, self.story)
-        self.story.append((record.key, before.name, event.name, after.name, self.stimulus, self.now))
-        if before is ReplicaState.MISSING:
-            self._missing.pop(record, None)
-        if after is ReplicaState.MISSING:
-            self._missing[record] = None
-
-    def _record(self, key: str) -> KeyRecord:
-        record = self.keys.get(key)
-        if record is None:
-            record = self.keys[key] = KeyRecord(key)
-        return record
-
     # -------------------------------------------------------------------------------------------- computing
 
     def _on_compute(self, task: ComputeTask) -> None:
         record = self._record(task.key)
+        self._report_freed(record)  # the thread counts for this assignment from now on
         if record.attempt in PENDING:
             self._drop_attempt(record)
         elif record.attempt is AttemptState.FAILED:
@@ -236,12 +189,6 @@ class WorkerCore:
             if record.replica is not ReplicaState.ABSENT:
                 self._replica(record, ReplicaEvent.DROP)
             self._begin(record)
-
-    def _drop_if_stale(self, record: KeyRecord) -> None:
-        """The value that is here was made by another definition of the key than the one that is meant."""
-        if record.replica is ReplicaState.HELD and record.edition != record.wanted:
-            self._replica(record, ReplicaEvent.DROP)
-            self._drop.append(record.key)
 
     def _begin(self, record: KeyRecord) -> None:
         """Start an attempt: find its inputs, or put it in line."""
@@ -322,7 +269,7 @@ class WorkerCore:
         for dep in deps:
             dep.waiters.pop(record, None)
             if not dep.waiters:
-                if dep.goal is Goal.HOLD and dep.replica in _ON_THE_WAY:
+                if dep.goal is Goal.HOLD and dep.replica in ON_THE_WAY:
                     # The scheduler does not know of this copy, so it will not say when to let go of it.
                     dep.goal = Goal.DROP
                 self._tidy(dep)
@@ -333,6 +280,7 @@ class WorkerCore:
 
     def _on_seceded(self, key: str) -> None:
         record = self.keys[key]
+        self._report_freed(record)
         self._attempt(record, AttemptEvent.SECEDE)
         self.slots.secede(record)
         if record.goal is Goal.COMPUTE and record.spec is not None:
@@ -350,6 +298,7 @@ class WorkerCore:
         began = outcome.status != "skipped"
         self.slots.give(record, outcome.stop - outcome.start if began else None)
         self.executed += began
+        self._report_freed(record)
         if record.edition != record.wanted:
             if outcome.status == "ok":
                 self._drop.append(record.key)
@@ -405,13 +354,6 @@ class WorkerCore:
         else:
             self._out.append(Finished([item]))
 
-    def _stored(self, record: KeyRecord) -> None:
-        """The value is here now: tasks that waited for it may be ready."""
-        for waiter in record.waiters:
-            waiter.n_missing -= 1
-            if waiter.n_missing == 0:
-                self._prepare(waiter)
-
     # -------------------------------------------------------------------------------------------- freeing
 
     def _on_free(self, key: str) -> None:
@@ -421,13 +363,26 @@ class WorkerCore:
         record.goal = Goal.DROP
         if record.attempt in PENDING:
             self._drop_attempt(record)
+            record.released = True
+            self._report_freed(record)
             if record.waiters and record.replica is ReplicaState.ABSENT:
                 self._seek(record, ())
         elif record.attempt is AttemptState.FAILED:
             self._attempt(record, AttemptEvent.DROP)
         elif record.attempt is AttemptState.EXECUTING:
             self._effects.append(CancelRun([key]))
+            record.released = True
         self._tidy(record)
+
+    def _report_freed(self, record: KeyRecord) -> None:
+        """The thread of an assignment that was taken back is free, if there was one."""
+        if record.released:
+            assert record.spec is not None
+            record.released = False
+            if self._out and type(self._out[-1]) is Freed:
+                self._out[-1].attempts.append(record.spec.attempt)
+            else:
+                self._out.append(Freed([record.spec.attempt]))
 
     def _on_steal(self, message: Steal) -> None:
         """Another worker has a thread free: give the task up if it takes none here."""
@@ -441,156 +396,3 @@ class WorkerCore:
         if granted:
             self._on_free(message.key)
         self._out.append(StealAnswer(message.key, message.attempt, granted))
-
-    def _tidy(self, record: KeyRecord) -> None:
-        """Forget ``record`` if the scheduler lets it go, nothing is under way for it, and no task here needs it."""
-        if record.goal is not Goal.DROP or record.waiters or record.busy or record.attempt in PENDING:
-            return
-        if record.replica is not ReplicaState.ABSENT:
-            if record.replica is ReplicaState.HELD:
-                self._drop.append(record.key)
-            self._replica(record, ReplicaEvent.DROP)
-        if self.keys.get(record.key) is record:
-            del self.keys[record.key]
-
-    # -------------------------------------------------------------------------------------------- copies
-
-    def _seek(self, record: KeyRecord, holders: Sequence[str]) -> None:
-        """A copy is needed here: fetch it, unless it is being computed or fetched already."""
-        for holder in holders:
-            if holder != self.id:
-                record.holders[holder] = None
-        if record.busy or record.attempt in PENDING:
-            return
-        if record.attempt is AttemptState.FAILED:
-            self._attempt(record, AttemptEvent.DROP)
-        if record.holders:
-            if record.replica is not ReplicaState.FETCH:
-                self._replica(record, ReplicaEvent.WANT)
-            self.fetcher.want(record)
-        elif record.replica is not ReplicaState.MISSING:
-            self._replica(record, ReplicaEvent.MISS)
-            self._report_missing(record)
-
-    def _on_holders(self, record: KeyRecord, holders: list[str]) -> None:
-        if record.replica is ReplicaState.MISSING or record.replica is ReplicaState.FETCH:
-            self._seek(record, holders)
-
-    def _start_fetches(self, now: float) -> None:
-        if self.paused:
-            return
-        for fetch, records in self.fetcher.plan(now):
-            for record in records:
-                self._replica(record, ReplicaEvent.DEPART)
-            self._effects.append(fetch)
-
-    def _on_fetch_done(self, event: FetchDone) -> None:
-        self.stimulus = f"fetched:{event.peer}"
-        self.fetcher.reached(event.peer)
-        records = self.fetcher.ended(event.peer)
-        for key, nbytes, kind in event.got:
-            record = records.pop(key, None)
-            if record is None or record.replica is not ReplicaState.FLIGHT:
-                continue
-            if event.editions.get(key, 0) != record.wanted:
-                self._drop.append(key)
-                self._fall_through(record, event.peer, absent=True, unreachable=False)
-                continue
-            record.nbytes, record.type, record.edition = nbytes, kind, record.wanted
-            if record.goal is Goal.DROP and not record.waiters:
-                self._replica(record, ReplicaEvent.DROP)
-                self._drop.append(key)
-                self._tidy(record)
-                continue
-            self._replica(record, ReplicaEvent.ARRIVE)
-            record.holders.clear()
-            if record.goal is Goal.COMPUTE:
-                self._report_done(record)
-            else:
-                self._add_key(record)
-            self._stored(record)
-        for key, reason in event.failed.items():
-            record = records.pop(key, None)
-            if record is not None:
-                self._fail_waiters(record, f"SerializationError: {reason}")
-        absent = set(event.missing)
-        for record in records.values():
-            # Neither sent nor said to be absent: it did not fit, and is asked for again.
-            self._fall_through(record, event.peer, absent=record.key in absent, unreachable=False)
-
-    def _on_fetch_failed(self, event: FetchFailed) -> None:
-        self.stimulus = f"unreachable:{event.peer}"
-        self.fetcher.unreachable(event.peer, self.now)
-        for record in self.fetcher.ended(event.peer).values():
-            self._fall_through(record, event.peer, absent=False, unreachable=True)
-
-    def _fall_through(self, record: KeyRecord, peer: str, absent: bool, unreachable: bool) -> None:
-        """A transfer ended without this key."""
-        if record.replica is not ReplicaState.FLIGHT:
-            return
-        if absent or unreachable:
-            record.holders.pop(peer, None)
-            (record.tried_absent if absent else record.tried_unreachable).append(peer)
-        if record.goal is Goal.COMPUTE or not record.waiters:
-            self._replica(record, ReplicaEvent.DROP)
-            self._resume(record)
-            return
-        self._replica(record, ReplicaEvent.FALL_THROUGH)
-        if record.holders:
-            self.fetcher.want(record)
-        else:
-            self._replica(record, ReplicaEvent.MISS)
-            self._report_missing(record)
-
-    def _fail_waiters(self, record: KeyRecord, text: str) -> None:
-        """The value of ``record`` can never come here: the tasks that need it fail."""
-        self._replica(record, ReplicaEvent.DROP)
-        for waiter in tuple(record.waiters):
-            spec = waiter.spec
-            assert spec is not None
-            self._attempt(waiter, AttemptEvent.FAIL)
-            error = TaskError(None, None, f"{text} (it is an input of {waiter.key!r})")
-            self._out.append(Failed(waiter.key, spec.attempt, 0.0, 0.0, error))
-            self._release_deps(waiter)
-        record.goal = Goal.DROP
-        self._tidy(record)
-
-    def _report_missing(self, record: KeyRecord) -> None:
-        self._out.append(Missing(record.key, record.tried_absent, record.tried_unreachable))
-        record.tried_absent, record.tried_unreachable = [], []
-        if self._ask_at is None:
-            self._ask_at = self.now + ASK_AGAIN
-
-    def _ask_for_missing(self, now: float) -> None:
-        if self._ask_at is None or now < self._ask_at:
-            return
-        self._ask_at = None
-        for record in self._missing:
-            self._report_missing(record)
-
-    def _add_key(self, record: KeyRecord) -> None:
-        item = KeyInfo(record.key, record.nbytes, record.type, record.edition)
-        if self._out and type(self._out[-1]) is AddKeys:
-            self._out[-1].items.append(item)
-        else:
-            self._out.append(AddKeys([item]))
-
-    def _on_put_done(self, event: PutDone) -> None:
-        self.stimulus = f"put:{event.client}"
-        items = []
-        for key, nbytes, kind in event.items:
-            record = self._record(key)
-            record.nbytes, record.type, record.wanted = nbytes, kind, 0
-            items.append(KeyInfo(key, nbytes, kind))
-            if record.goal is Goal.DROP:
-                record.goal = Goal.HOLD
-            if record.attempt in PENDING:
-                self._drop_attempt(record)
-            if record.replica is not ReplicaState.HELD and record.attempt not in RUNNING:
-                self._replica(record, ReplicaEvent.STORE)
-                record.edition = 0
-                self._stored(record)
-        self._out.append(DataPut(event.client, items))
-
-
-_ON_THE_WAY = frozenset({ReplicaState.FETCH, ReplicaState.MISSING, ReplicaState.FLIGHT})

@@ -1,0 +1,254 @@
+"""Copies of values on a worker: wanted, brought from peers, held, given up.
+
+:class:`Copies` keeps the records of all keys and the machine of their replicas; executions are in ``reactor.py``, which
+builds on it.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Sequence
+from typing import Any
+
+from shoal.core.effects import Drop, Effect
+from shoal.core.events import FetchDone, FetchFailed, Outcome, PutDone
+from shoal.core.worker.attempt import ATTEMPT, PENDING, RUNNING, AttemptEvent, AttemptState
+from shoal.core.worker.fetching import Fetcher
+from shoal.core.worker.key import Goal, KeyRecord
+from shoal.core.worker.replica import REPLICA, ReplicaEvent, ReplicaState
+from shoal.core.worker.slots import Slots
+from shoal.messages import AddKeys, DataPut, Failed, KeyInfo, Missing, TaskError
+
+#: Seconds after which the scheduler is asked again for holders of a missing key.
+ASK_AGAIN = 1.0
+ON_THE_WAY = frozenset({ReplicaState.FETCH, ReplicaState.MISSING, ReplicaState.FLIGHT})
+
+
+class Copies(ABC):
+    """The records of all keys, and what is done for their copies."""
+
+    def __init__(self, id: str, nthreads: int, resources: dict[str, float], story_length: int) -> None:
+        self.id = id
+        self.keys: dict[str, KeyRecord] = {}
+        self.slots = Slots(nthreads, resources)
+        self.fetcher = Fetcher()
+        self.story: deque[tuple[str, str, str, str, str, float]] = deque(maxlen=story_length)
+        self.paused = False
+        self.stimulus = ""
+        self.now = 0.0
+        self._missing: dict[KeyRecord, None] = {}
+        self._ask_at: float | None = None
+        self._effects: list[Effect] = []
+        self._out: list[Any] = []
+        self._drop: list[str] = []
+
+    @abstractmethod
+    def _prepare(self, record: KeyRecord) -> None:
+        """All inputs of ``record`` are here: it waits for a thread."""
+
+    @abstractmethod
+    def _resume(self, record: KeyRecord) -> None:
+        """An activity ended without a value: do what is wanted of the key now."""
+
+    @abstractmethod
+    def _report_done(self, record: KeyRecord, outcome: Outcome | None = None) -> None:
+        """Tell the scheduler that what it asked for is here."""
+
+    @abstractmethod
+    def _drop_attempt(self, record: KeyRecord) -> None:
+        """Let go of an execution that no thread has."""
+
+    @abstractmethod
+    def _release_deps(self, record: KeyRecord) -> None:
+        """``record`` needs its inputs no longer: it started, or will not."""
+
+    # -------------------------------------------------------------------------------------------- transitions
+
+    def _attempt(self, record: KeyRecord, event: AttemptEvent) -> None:
+        before = record.attempt
+        record.attempt = after = ATTEMPT.advance(before, event, record.key, self.story)
+        self.story.append((record.key, before.name, event.name, after.name, self.stimulus, self.now))
+
+    def _replica(self, record: KeyRecord, event: ReplicaEvent) -> None:
+        before = record.replica
+        record.replica = after = REPLICA.advance(before, event, record.key, self.story)
+        self.story.append((record.key, before.name, event.name, after.name, self.stimulus, self.now))
+        if before is ReplicaState.MISSING:
+            self._missing.pop(record, None)
+        if after is ReplicaState.MISSING:
+            self._missing[record] = None
+
+    def _record(self, key: str) -> KeyRecord:
+        record = self.keys.get(key)
+        if record is None:
+            record = self.keys[key] = KeyRecord(key)
+        return record
+
+    def _drop_if_stale(self, record: KeyRecord) -> None:
+        """The value that is here was made by another definition of the key than the one that is meant."""
+        if record.replica is ReplicaState.HELD and record.edition != record.wanted:
+            self._replica(record, ReplicaEvent.DROP)
+            self._drop.append(record.key)
+
+    def _stored(self, record: KeyRecord) -> None:
+        """The value is here now: tasks that waited for it may be ready."""
+        for waiter in record.waiters:
+            waiter.n_missing -= 1
+            if waiter.n_missing == 0:
+                self._prepare(waiter)
+
+    def _tidy(self, record: KeyRecord) -> None:
+        """Forget ``record`` if the scheduler lets it go, nothing is under way for it, and no task here needs it."""
+        if record.goal is not Goal.DROP or record.waiters or record.busy or record.attempt in PENDING:
+            return
+        if record.replica is not ReplicaState.ABSENT:
+            if record.replica is ReplicaState.HELD:
+                self._drop.append(record.key)
+            self._replica(record, ReplicaEvent.DROP)
+        if self.keys.get(record.key) is record:
+            del self.keys[record.key]
+
+    def _flush_drops(self) -> None:
+        if self._drop:
+            self._effects.append(Drop(self._drop))
+            self._drop = []
+
+    # -------------------------------------------------------------------------------------------- copies
+
+    def _seek(self, record: KeyRecord, holders: Sequence[str]) -> None:
+        """A copy is needed here: fetch it, unless it is being computed or fetched already."""
+        for holder in holders:
+            if holder != self.id:
+                record.holders[holder] = None
+        if record.busy or record.attempt in PENDING:
+            return
+        if record.attempt is AttemptState.FAILED:
+            self._attempt(record, AttemptEvent.DROP)
+        if record.holders:
+            if record.replica is not ReplicaState.FETCH:
+                self._replica(record, ReplicaEvent.WANT)
+            self.fetcher.want(record)
+        elif record.replica is not ReplicaState.MISSING:
+            self._replica(record, ReplicaEvent.MISS)
+            self._report_missing(record)
+
+    def _on_holders(self, record: KeyRecord, holders: list[str]) -> None:
+        if record.replica is ReplicaState.MISSING or record.replica is ReplicaState.FETCH:
+            self._seek(record, holders)
+
+    def _start_fetches(self, now: float) -> None:
+        if self.paused:
+            return
+        for fetch, records in self.fetcher.plan(now):
+            for record in records:
+                self._replica(record, ReplicaEvent.DEPART)
+            self._effects.append(fetch)
+
+    def _on_fetch_done(self, event: FetchDone) -> None:
+        self.stimulus = f"fetched:{event.peer}"
+        self.fetcher.reached(event.peer)
+        records = self.fetcher.ended(event.peer)
+        for key, nbytes, kind in event.got:
+            record = records.pop(key, None)
+            if record is None or record.replica is not ReplicaState.FLIGHT:
+                continue
+            if event.editions.get(key, 0) != record.wanted:
+                self._drop.append(key)
+                self._fall_through(record, event.peer, absent=True, unreachable=False)
+                continue
+            record.nbytes, record.type, record.edition = nbytes, kind, record.wanted
+            if record.goal is Goal.DROP and not record.waiters:
+                self._replica(record, ReplicaEvent.DROP)
+                self._drop.append(key)
+                self._tidy(record)
+                continue
+            self._replica(record, ReplicaEvent.ARRIVE)
+            record.holders.clear()
+            if record.goal is Goal.COMPUTE:
+                self._report_done(record)
+            else:
+                self._add_key(record)
+            self._stored(record)
+        for key, reason in event.failed.items():
+            record = records.pop(key, None)
+            if record is not None:
+                self._fail_waiters(record, f"SerializationError: {reason}")
+        absent = set(event.missing)
+        for record in records.values():
+            # Neither sent nor said to be absent: it did not fit, and is asked for again.
+            self._fall_through(record, event.peer, absent=record.key in absent, unreachable=False)
+
+    def _on_fetch_failed(self, event: FetchFailed) -> None:
+        self.stimulus = f"unreachable:{event.peer}"
+        self.fetcher.unreachable(event.peer, self.now)
+        for record in self.fetcher.ended(event.peer).values():
+            self._fall_through(record, event.peer, absent=False, unreachable=True)
+
+    def _fall_through(self, record: KeyRecord, peer: str, absent: bool, unreachable: bool) -> None:
+        """A transfer ended without this key."""
+        if record.replica is not ReplicaState.FLIGHT:
+            return
+        if absent or unreachable:
+            record.holders.pop(peer, None)
+            (record.tried_absent if absent else record.tried_unreachable).append(peer)
+        if record.goal is Goal.COMPUTE or not record.waiters:
+            self._replica(record, ReplicaEvent.DROP)
+            self._resume(record)
+            return
+        self._replica(record, ReplicaEvent.FALL_THROUGH)
+        if record.holders:
+            self.fetcher.want(record)
+        else:
+            self._replica(record, ReplicaEvent.MISS)
+            self._report_missing(record)
+
+    def _fail_waiters(self, record: KeyRecord, text: str) -> None:
+        """The value of ``record`` can never come here: the tasks that need it fail."""
+        self._replica(record, ReplicaEvent.DROP)
+        for waiter in tuple(record.waiters):
+            spec = waiter.spec
+            assert spec is not None
+            self._attempt(waiter, AttemptEvent.FAIL)
+            error = TaskError(None, None, f"{text} (it is an input of {waiter.key!r})")
+            self._out.append(Failed(waiter.key, spec.attempt, 0.0, 0.0, error))
+            self._release_deps(waiter)
+        record.goal = Goal.DROP
+        self._tidy(record)
+
+    def _report_missing(self, record: KeyRecord) -> None:
+        self._out.append(Missing(record.key, record.tried_absent, record.tried_unreachable))
+        record.tried_absent, record.tried_unreachable = [], []
+        if self._ask_at is None:
+            self._ask_at = self.now + ASK_AGAIN
+
+    def _ask_for_missing(self, now: float) -> None:
+        if self._ask_at is None or now < self._ask_at:
+            return
+        self._ask_at = None
+        for record in self._missing:
+            self._report_missing(record)
+
+    def _add_key(self, record: KeyRecord) -> None:
+        item = KeyInfo(record.key, record.nbytes, record.type, record.edition)
+        if self._out and type(self._out[-1]) is AddKeys:
+            self._out[-1].items.append(item)
+        else:
+            self._out.append(AddKeys([item]))
+
+    def _on_put_done(self, event: PutDone) -> None:
+        self.stimulus = f"put:{event.client}"
+        items = []
+        for key, nbytes, kind in event.items:
+            record = self._record(key)
+            record.nbytes, record.type, record.wanted = nbytes, kind, 0
+            items.append(KeyInfo(key, nbytes, kind))
+            if record.goal is Goal.DROP:
+                record.goal = Goal.HOLD
+            if record.attempt in PENDING:
+                self._drop_attempt(record)
+            if record.replica is not ReplicaState.HELD and record.attempt not in RUNNING:
+                self._replica(record, ReplicaEvent.STORE)
+                record.edition = 0
+                self._stored(record)
+        self._out.append(DataPut(event.client, items))
