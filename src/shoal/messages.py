@@ -446,7 +446,7 @@ class AddKeys(Message):
 
 
 class DataPut(Message):
-    """Data that a client scattered to this worker."""
+    """Data that a client scattered to this worker; a size of -1: it was not taken, there is a task of that name."""
 
     client: str
     items: list[KeyInfo]

@@ -86,10 +86,11 @@ class FetchFailed(Event):
 
 
 class PutDone(Event):
-    """A client put values here, and they are in the store."""
+    """A client put values here: those that the core takes are in the store, the others were refused."""
 
     client: str
     items: list[tuple[str, int, str]]
+    refused: list[str] = []
 
 
 class ChildReady(Event):

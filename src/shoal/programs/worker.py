@@ -285,7 +285,9 @@ class WorkerProgram:
                 self._lent.pop((link, message.lent), None)
                 link.send(Answer(message.rid, "OK"))
             elif isinstance(message, PutData):
-                self.driver.push(PutDone(message.client, self._keep(message.items)))
+                taken = {key: payload for key, payload in message.items.items() if self.core.takes(key)}
+                refused = [key for key in message.items if key not in taken]
+                self.driver.push(PutDone(message.client, self._keep(taken), refused))
                 link.send(Answer(message.rid, "OK"))
             elif isinstance(message, Bye):
                 link.close()

@@ -297,8 +297,12 @@ class Script:
         core = self.clients[client]
         record = core.futures.setdefault(key, FutureRecord(key))
         record.refs += 1
-        self.workers[worker].values[key] = value_of(key, [])
-        self._tell(worker, PutDone(client, [(key, 8, "bytes")]))
+        node = self.workers[worker]
+        if node.core.takes(key):
+            node.values[key] = value_of(key, [])
+            self._tell(worker, PutDone(client, [(key, 8, "bytes")]))
+        else:
+            self._tell(worker, PutDone(client, [], [key]))
 
     def fetches(self, worker: str) -> dict[str, list[str]]:
         """The transfers that are under way to a worker: keys by peer."""

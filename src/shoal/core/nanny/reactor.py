@@ -129,6 +129,7 @@ class NannyCore:
             self._closing = True
             if self.state is ChildState.BACKOFF:
                 self._advance(ChildEvent.EXIT_FOR_GOOD)
+                self._due = None
             if self.state in (ChildState.DOWN, ChildState.GIVEN_UP):
                 self._effects.append(Stop(reason or "closed"))
             else:

@@ -25,6 +25,7 @@ from shoal.messages import (
     GivenBack,
     Heartbeat,
     Holders,
+    KeysCancelled,
     LongRunning,
     Missing,
     NannyRegistered,
@@ -235,17 +236,22 @@ class Fleet:
         client = state.clients.get(ClientId(message.client))
         for item in message.items:
             task = state.tasks.get(item.key)
-            if client is None and (task is None or task.state is not TaskState.MEMORY):
-                state.free(worker, item.key)
-                continue
-            if task is None:
+            stored = item.nbytes >= 0
+            if task is None and stored and client is not None:
                 task = state.add_task(item.key)
-            if task.fn is not None:
-                state.free(worker, item.key)  # there is a recipe for it, and that counts
-            else:
+            if task is None or task.fn is not None or (client is None and task.state is not TaskState.MEMORY):
+                # Nobody wants it any more, or there is a recipe for it, which counts.
+                if stored and (task is None or task.worker is not worker):
+                    state.free(worker, item.key)
+            elif stored:
                 state.scatter(task, worker, item.nbytes, item.type)
-            if client is not None:
+            if client is None:
+                continue
+            if task is not None:
                 state.want(client, task)
+            else:
+                text = f"{item.key!r} was not stored: a task of that name was being let go of. Scatter it again"
+                state.tell(client, KeysCancelled([item.key], text))
 
     def _remove_worker(
         self, worker: WorkerRecord, reason: str, expected: bool, running: list[str] | None = None

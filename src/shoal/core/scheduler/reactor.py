@@ -18,7 +18,7 @@ from shoal.core.scheduler.fleet import Fleet
 from shoal.core.scheduler.invariants import check
 from shoal.core.scheduler.roster import ClientRecord, FunctionRecord
 from shoal.core.scheduler.settings import Settings
-from shoal.core.scheduler.task import Task
+from shoal.core.scheduler.task import Task, TaskState
 from shoal.errors import ShoalError
 from shoal.ids import ClientId, SlotId, WorkerId
 from shoal.messages import (
@@ -205,8 +205,12 @@ class SchedulerCore(Fleet):
         self._on_want(client, message.wants)
         for spec in message.tasks:
             task_or_none = state.tasks.get(spec.key)
-            if task_or_none is not None and not task_or_none.needed:
+            if task_or_none is None:
+                continue
+            if not task_or_none.needed:
                 state.unwant(client, task_or_none)
+            elif task_or_none.state is TaskState.RELEASED:
+                state.require(task_or_none)  # it lacked an input before, and others want it still
 
     def _on_want(self, client: ClientRecord, keys: list[str]) -> None:
         state = self.state

@@ -13,7 +13,7 @@ from typing import Any
 
 from shoal.core.effects import Drop, Effect
 from shoal.core.events import FetchDone, FetchFailed, Outcome, PutDone
-from shoal.core.worker.attempt import ATTEMPT, PENDING, RUNNING, AttemptEvent, AttemptState
+from shoal.core.worker.attempt import ATTEMPT, PENDING, AttemptEvent, AttemptState
 from shoal.core.worker.fetching import Fetcher
 from shoal.core.worker.key import Goal, KeyRecord
 from shoal.core.worker.replica import REPLICA, ReplicaEvent, ReplicaState
@@ -204,8 +204,11 @@ class Copies(ABC):
             self._report_missing(record)
 
     def _fail_waiters(self, record: KeyRecord, text: str) -> None:
-        """The value of ``record`` can never come here: the tasks that need it fail."""
+        """The value of ``record`` can never come here: it is computed, or the tasks that need it fail."""
         self._replica(record, ReplicaEvent.DROP)
+        if record.goal is Goal.COMPUTE:
+            self._resume(record)
+            return
         for waiter in tuple(record.waiters):
             spec = waiter.spec
             assert spec is not None
@@ -236,19 +239,24 @@ class Copies(ABC):
         else:
             self._out.append(AddKeys([item]))
 
+    def takes(self, key: str) -> bool:
+        """Whether data that a client puts here under ``key`` is to be stored: a task of that name counts for more."""
+        record = self.keys.get(key)
+        if record is None:
+            return True
+        computed = record.goal is Goal.COMPUTE or record.attempt is not AttemptState.NONE
+        return not computed and record.wanted == 0 and (record.replica is not ReplicaState.HELD or record.edition == 0)
+
     def _on_put_done(self, event: PutDone) -> None:
         self.stimulus = f"put:{event.client}"
-        items = []
+        items = [KeyInfo(key, -1) for key in event.refused]
         for key, nbytes, kind in event.items:
             record = self._record(key)
-            record.nbytes, record.type, record.wanted = nbytes, kind, 0
+            record.nbytes, record.type, record.edition = nbytes, kind, 0
             items.append(KeyInfo(key, nbytes, kind))
             if record.goal is Goal.DROP:
                 record.goal = Goal.HOLD
-            if record.attempt in PENDING:
-                self._drop_attempt(record)
-            if record.replica is not ReplicaState.HELD and record.attempt not in RUNNING:
+            if record.replica is not ReplicaState.HELD:
                 self._replica(record, ReplicaEvent.STORE)
-                record.edition = 0
                 self._stored(record)
         self._out.append(DataPut(event.client, items))

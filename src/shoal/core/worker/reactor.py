@@ -360,18 +360,22 @@ class WorkerCore(Copies):
         record = self.keys.get(key)
         if record is None:
             return
-        record.goal = Goal.DROP
+        assigned, record.goal = record.goal is Goal.COMPUTE, Goal.DROP
         if record.attempt in PENDING:
             self._drop_attempt(record)
             record.released = True
-            self._report_freed(record)
-            if record.waiters and record.replica is ReplicaState.ABSENT:
-                self._seek(record, ())
         elif record.attempt is AttemptState.FAILED:
             self._attempt(record, AttemptEvent.DROP)
         elif record.attempt is AttemptState.EXECUTING:
             self._effects.append(CancelRun([key]))
-            record.released = True
+            record.released |= assigned
+        elif assigned and record.replica is not ReplicaState.HELD:
+            # It waited for a transfer, or for the end of a task that left the pool: the latter was told, if it counts.
+            record.released = record.attempt is AttemptState.NONE or record.edition != record.wanted
+        if record.attempt is not AttemptState.EXECUTING:
+            self._report_freed(record)
+        if record.waiters and record.replica is ReplicaState.ABSENT:
+            self._seek(record, ())
         self._tidy(record)
 
     def _report_freed(self, record: KeyRecord) -> None:
