@@ -86,7 +86,11 @@ def submit(world: World, client: ClientNode, rng: Random, some: list[str]) -> bo
     options, oracle = world.options, world.oracle
     tasks = graph(options.shape, options.tasks, rng, f"t{len(oracle.tasks)}")
     expected = world.fates.sequential(tasks)
-    wants = rng.sample(list(tasks), min(len(tasks), rng.randint(1, 6)))
+    if options.large:  # all of it is to be computed
+        inner = {dep for deps in tasks.values() for dep in deps}
+        wants = [key for key in tasks if key not in inner]
+    else:
+        wants = rng.sample(list(tasks), min(len(tasks), rng.randint(1, 6)))
     held = [key for key in oracle.tasks if key in client.core.futures and rng.random() < 0.3][:3]
     if held:
         key = f"on{len(oracle.tasks)}-0"

@@ -50,6 +50,11 @@ class Options:
     #: Shape of the graphs.
     shape: str
 
+    @property
+    def large(self) -> bool:
+        """Whether it is too large to check everything after every event."""
+        return self.tasks * self.submissions > 5_000 or self.workers > 500
+
     @classmethod
     def draw(cls, seed: int, **given: Any) -> Options:
         """Draw all that is not given."""

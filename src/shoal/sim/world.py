@@ -8,10 +8,12 @@ from dataclasses import replace
 from hashlib import blake2b
 from heapq import heappop, heappush
 from random import Random
+from time import perf_counter
 from typing import Any
 
 from shoal.core.effects import CloseLink, Fetch, Log, Send
 from shoal.core.events import Due, Event, FetchFailed, LinkLost, LinkOpened, Received
+from shoal.core.scheduler.invariants import check
 from shoal.core.scheduler.reactor import SchedulerCore
 from shoal.core.scheduler.settings import Settings
 from shoal.errors import InternalError, InvariantViolation
@@ -40,11 +42,14 @@ class World:
     skip
         Numbers of acts that are left out, to find those that matter.
     validate
-        Check all invariants after every event.
+        Check all invariants after every event; by default where that is not too much, and else twice in all.
     """
 
-    def __init__(self, options: Options, skip: frozenset[int] = frozenset(), validate: bool = True) -> None:
-        self.options, self.validate = options, validate
+    def __init__(self, options: Options, skip: frozenset[int] = frozenset(), validate: bool | None = None) -> None:
+        self.options = options
+        self.validate = validate = not options.large if validate is None else validate
+        #: Seconds that the scheduler's core took.
+        self.scheduler_seconds = 0.0
         self.random = Random(f"world-{options.seed}")
         self.now = 0.0
         self.steps = 0
@@ -135,7 +140,10 @@ class World:
 
     def tell_scheduler(self, *events: Event) -> None:
         """Hand events to the scheduler's core, and do what it asks for."""
-        for effect in self.scheduler.handle(events, self.now):
+        began = perf_counter()
+        effects = self.scheduler.handle(events, self.now)
+        self.scheduler_seconds += perf_counter() - began
+        for effect in effects:
             if isinstance(effect, Send):
                 wire = self._down.get(effect.to)
                 if wire is not None:
@@ -361,7 +369,9 @@ class World:
             self.after(act.at, lambda act=act: self._do(act))  # type: ignore[misc]
         self.run_until_rest(TROUBLE + 1.0)
         self._make_peace()
+        check(self.scheduler.state)
         self.run_until_rest()
+        check(self.scheduler.state)
         self.oracle.check_wishes()
         self.oracle.check_values()
         for client in list(self.clients.values()):
@@ -370,7 +380,7 @@ class World:
         self.oracle.check_nothing_left()
 
 
-def run(options: Options, skip: frozenset[int] = frozenset(), validate: bool = True) -> tuple[World, str]:
+def run(options: Options, skip: frozenset[int] = frozenset(), validate: bool | None = None) -> tuple[World, str]:
     """Run once; return the world and what broke, or nothing."""
     world = World(options, skip, validate)
     try:

@@ -6,6 +6,7 @@ Run after every event in tests and simulation; on in production with ``distribut
 from __future__ import annotations
 
 import math
+from collections import Counter
 
 from shoal.core.scheduler.state import SchedulerState
 from shoal.core.scheduler.task import Task, TaskState
@@ -45,6 +46,7 @@ def check(state: SchedulerState) -> None:
         state.workers.values()
     ):
         raise InvariantViolation("the workers by slot and by name are not the workers")
+    thieves = Counter(task.thief.id for task in state.tasks.values() if task.thief is not None)
     for worker in state.workers.values():
         for task in worker.processing:
             _require(task.worker is worker, state, task, f"is in processing of {worker.name} but not assigned to it")
@@ -60,7 +62,7 @@ def check(state: SchedulerState) -> None:
         needy = sum(task.needy and not task.long_running for task in worker.processing)
         if worker.n_needy != needy:
             raise InvariantViolation(f"{worker!r} counts {worker.n_needy} tasks with resources, not {needy}")
-        stealing = sum(task.thief is worker for task in state.tasks.values())
+        stealing = thieves[worker.id]
         stolen = sum(task.thief is not None for task in worker.processing)
         if (worker.n_stealing, worker.n_stolen) != (stealing, stolen):
             raise InvariantViolation(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from typing import Final
 
 from shoal.core.scheduler.outbox import Outbox
 from shoal.core.scheduler.queues import OpenWorkers, Stranded, TaskQueue
@@ -16,6 +17,10 @@ from shoal.core.scheduler.settings import Settings
 from shoal.core.scheduler.task import TASK, Task, TaskEvent, TaskGroup, TaskPrefix, TaskState
 from shoal.ids import ClientId, SlotId, WorkerId, key_group, key_prefix
 from shoal.messages import Failed, TaskDone
+
+#: Names by number, since asking a member of an enum for its name takes longer than the transition.
+_LABELS: Final = [state.label for state in TaskState]
+_EVENTS: Final = [event.name for event in TaskEvent]
 
 
 class Tables(Outbox):
@@ -67,7 +72,7 @@ class Tables(Outbox):
         states[before] -= 1
         states[after] += 1
         self.transitions += 1
-        self.story.append((task.key, before.label, event.name, after.label, self.stimulus, self.now))
+        self.story.append((task.key, _LABELS[before], _EVENTS[event], _LABELS[after], self.stimulus, self.now))
         if before is TaskState.QUEUED:
             self.queue.discard(task)
         elif before is TaskState.NO_WORKER:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 from shoal.core.effects import Drop, Effect
 from shoal.core.events import FetchDone, FetchFailed, Outcome, PutDone
@@ -23,6 +23,12 @@ from shoal.messages import AddKeys, DataPut, Failed, KeyInfo, Missing, TaskError
 #: Seconds after which the scheduler is asked again for holders of a missing key.
 ASK_AGAIN = 1.0
 ON_THE_WAY = frozenset({ReplicaState.FETCH, ReplicaState.MISSING, ReplicaState.FLIGHT})
+
+#: Names by number, since asking a member of an enum for its name takes longer than the transition.
+_ATTEMPT_NAMES: Final = [state.name for state in AttemptState]
+_ATTEMPT_EVENTS: Final = [event.name for event in AttemptEvent]
+_REPLICA_NAMES: Final = [state.name for state in ReplicaState]
+_REPLICA_EVENTS: Final = [event.name for event in ReplicaEvent]
 
 
 class Copies(ABC):
@@ -68,12 +74,14 @@ class Copies(ABC):
     def _attempt(self, record: KeyRecord, event: AttemptEvent) -> None:
         before = record.attempt
         record.attempt = after = ATTEMPT.advance(before, event, record.key, self.story)
-        self.story.append((record.key, before.name, event.name, after.name, self.stimulus, self.now))
+        names = _ATTEMPT_NAMES
+        self.story.append((record.key, names[before], _ATTEMPT_EVENTS[event], names[after], self.stimulus, self.now))
 
     def _replica(self, record: KeyRecord, event: ReplicaEvent) -> None:
         before = record.replica
         record.replica = after = REPLICA.advance(before, event, record.key, self.story)
-        self.story.append((record.key, before.name, event.name, after.name, self.stimulus, self.now))
+        names = _REPLICA_NAMES
+        self.story.append((record.key, names[before], _REPLICA_EVENTS[event], names[after], self.stimulus, self.now))
         if before is ReplicaState.MISSING:
             self._missing.pop(record, None)
         if after is ReplicaState.MISSING:
