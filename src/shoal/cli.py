@@ -63,6 +63,7 @@ def scheduler(host: str, port: int, scheduler_file: Path | None) -> None:
 @click.option("--memory-limit", default="auto", show_default=True, help="Bytes, '4 GiB', a fraction, 'auto' or 0.")
 @click.option("--name", help="The worker's name.")
 @click.option("--resources", default="", help="Abstract resources, as 'GPU=2 MEM=10e9'.")
+@click.option("--executors", default="", help="Further pools of threads, as 'io=4'.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Where the worker listens.")
 @click.option("--worker-port", default=0, show_default=True, type=click.IntRange(0, 65535), help="0 for any free port.")
 @click.option("--nanny/--no-nanny", default=True, show_default=True, help="Supervise the worker process.")
@@ -73,6 +74,7 @@ def worker(
     memory_limit: str,
     name: str | None,
     resources: str,
+    executors: str,
     host: str,
     worker_port: int,
     nanny: bool,
@@ -81,7 +83,8 @@ def worker(
     from shoal.programs.servers import Nanny, Worker
 
     kind = Nanny if nanny else Worker
-    amounts = _parse_resources(resources)
+    amounts = _parse_amounts(resources, "--resources")
+    pools = {pool: int(size) for pool, size in _parse_amounts(executors, "--executors").items()}
     _serve(
         lambda: kind(
             address,
@@ -90,20 +93,21 @@ def worker(
             name=name,
             memory_limit=memory_limit,
             resources=amounts,
+            executors=pools,
             host=host,
             port=worker_port,
         )
     )
 
 
-def _parse_resources(text: str) -> dict[str, float]:
+def _parse_amounts(text: str, option: str) -> dict[str, float]:
     found = {}
     for pair in text.replace(",", " ").split():
         name, _, amount = pair.partition("=")
         try:
             found[name] = float(amount)
         except ValueError:
-            raise click.BadParameter(f"write NAME=NUMBER, got {pair!r}", param_hint="--resources") from None
+            raise click.BadParameter(f"write NAME=NUMBER, got {pair!r}", param_hint=option) from None
     return found
 
 

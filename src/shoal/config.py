@@ -113,6 +113,20 @@ def seconds(value: Any, name: str) -> float | None:
         raise ConfigurationError(f"{name} is no duration: {value!r}; write seconds, or as '5 minutes'") from None
 
 
+def executors(value: Any) -> dict[str, int]:
+    """Return pools of threads, by name, as ``{"io": 4}``; None is none.
+
+    Raises
+    ------
+    ConfigurationError
+        If a name or a number makes no sense.
+    """
+    for name, size in (value or {}).items():
+        if not isinstance(name, str) or name in ("", "default") or not isinstance(size, int) or size < 1:
+            raise ConfigurationError(f"executors must map names to numbers of threads, as {{'io': 4}}, got {value!r}")
+    return dict(value or {})
+
+
 def fraction(value: Any, name: str) -> float:
     """Return a share of a limit, between 0 and 1; false and null are 0: no limit.
 

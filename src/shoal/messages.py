@@ -105,6 +105,7 @@ class Options(Item):
     workers: list[str] | None = None
     allow_other_workers: bool = False
     resources: dict[str, float] | None = None
+    executor: str = ""
 
 
 class TaskSpec(Item):
@@ -142,6 +143,7 @@ class ComputeTask(Item):
     inline: bool = False
     resources: dict[str, float] | None = None
     edition: int = 0
+    executor: str = ""
 
 
 class TaskDone(Item):
@@ -379,6 +381,7 @@ class RegisterWorker(Message):
     host: str
     local_directory: str = ""
     resources: dict[str, float] | None = None
+    executors: dict[str, int] | None = None
 
 
 class Finished(Message):

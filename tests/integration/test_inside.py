@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 import time
 
+import dask
 import pytest
 
 from shoal import Client, LocalCluster, get_client, rejoin, secede, worker_client
+from shoal.errors import ConfigurationError
 from tests.integration.functions import inc
 
 
@@ -56,3 +59,24 @@ def test_outside_of_tasks_it_says_so() -> None:
     for call in (secede, rejoin, worker_client().__enter__):
         with pytest.raises(ValueError, match="inside of tasks"):
             call()
+
+
+def thread_and_linger(seconds: float) -> str:
+    time.sleep(seconds)
+    return threading.current_thread().name
+
+
+def test_pools_of_threads_by_name() -> None:
+    """Tasks of one do not wait for those of another; who asks for one that nobody has is told."""
+    with LocalCluster(n_workers=1, threads_per_worker=1, executors={"io": 2}) as cluster, Client(cluster) as client:
+        slow = client.submit(thread_and_linger, 1.0)
+        with dask.annotate(executor="io"):
+            quick = client.map(thread_and_linger, [0.0, 0.1, 0.2], pure=False)
+            assert len(set(client.gather(quick))) == 2
+        assert not slow.done()
+        with dask.annotate(executor="gpu", retries=2):
+            stuck = client.submit(thread_and_linger, 0.0)
+        assert "has an executor 'gpu'" in client.why(stuck)
+        assert slow.result(20)
+    with pytest.raises(ConfigurationError, match="executors"):
+        LocalCluster(n_workers=1, executors={"io": 0})

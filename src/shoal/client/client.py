@@ -71,8 +71,8 @@ class Client(Questions):
         workers: Any = None,
         resources: dict[str, float] | None = None,
         retries: int | None = None,
-        priority: int = 0,
-        allow_other_workers: bool = False,
+        priority: int | None = None,
+        allow_other_workers: bool | None = None,
         pure: bool = True,
         **kwargs: Any,
     ) -> Future:
@@ -111,8 +111,8 @@ class Client(Questions):
         workers: Any = None,
         retries: int | None = None,
         resources: dict[str, float] | None = None,
-        priority: int = 0,
-        allow_other_workers: bool = False,
+        priority: int | None = None,
+        allow_other_workers: bool | None = None,
         pure: bool = True,
         batch_size: int | None = None,
         **kwargs: Any,
@@ -176,7 +176,7 @@ class Client(Questions):
         sync: bool = True,
         asynchronous: bool | None = None,
         retries: int | None = None,
-        priority: int = 0,
+        priority: int | None = None,
         **kwargs: Any,
     ) -> Any:
         """Run a dask graph; return the values of ``keys`` in their shape, or futures where ``sync`` is False."""
@@ -202,10 +202,10 @@ class Client(Questions):
         sync: bool = False,
         optimize_graph: bool = True,
         workers: Any = None,
-        allow_other_workers: bool = False,
+        allow_other_workers: bool | None = None,
         resources: dict[str, float] | None = None,
         retries: int = 0,
-        priority: int = 0,
+        priority: int | None = None,
         traverse: bool = True,
         **kwargs: Any,
     ) -> Any:
@@ -239,7 +239,7 @@ class Client(Questions):
         allow_other_workers: bool | None = None,
         resources: dict[str, float] | None = None,
         retries: int | None = None,
-        priority: int = 0,
+        priority: int | None = None,
         **kwargs: Any,
     ) -> Any:
         """Start to compute dask collections; return collections of the same kind whose parts are futures."""

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from shoal.client.current import chosen, get_client
-from shoal.shell.current import home
+from shoal.shell.executor import ThreadExecutor, current_pool
 
 if TYPE_CHECKING:
     from shoal.client.client import Client
 
 
-def _executor() -> Any:
-    here = home()
-    if here is None:
+def _executor() -> ThreadExecutor:
+    pool = current_pool()
+    if pool is None:
         raise ValueError("no worker runs this: secede and rejoin work inside of tasks only")
-    return here.program.executor
+    return pool
 
 
 def secede() -> None:

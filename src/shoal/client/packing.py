@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections import OrderedDict
 from typing import Any, Final
 from uuid import uuid4
@@ -130,19 +131,27 @@ def pack_calls(
 
 
 def options_of(
-    priority: int = 0,
+    priority: int | None = None,
     retries: int | None = None,
     workers: Any = None,
-    allow_other_workers: bool | None = False,
+    allow_other_workers: bool | None = None,
     resources: dict[str, float] | None = None,
 ) -> Options:
-    """Check what a submission asks for beyond the function.
+    """Check what a submission asks for beyond the function; what is not given comes from ``dask.annotate``.
 
     Raises
     ------
     UsageError
         Naming the argument that makes no sense.
     """
+    noted = _annotations()
+    priority = noted.get("priority", 0) if priority is None else priority
+    retries = noted.get("retries", 0) if retries is None else retries
+    if workers is None:
+        workers = noted.get("workers")
+        allow_other_workers = noted.get("allow_other_workers", False) or allow_other_workers
+    resources = noted.get("resources") if resources is None else resources
+    executor = noted.get("executor", "")
     if isinstance(workers, str):
         workers = [workers]
     if workers is not None and not isinstance(workers, list | tuple | set | frozenset):
@@ -151,10 +160,19 @@ def options_of(
         raise UsageError("allow_other_workers=True means nothing without workers=")
     if not isinstance(priority, int | float):
         raise UsageError(f"priority must be a number, got {priority!r}")
-    if retries is not None and (not isinstance(retries, int) or retries < 0):
+    if not isinstance(retries, int) or retries < 0:
         raise UsageError(f"retries must be a number of times from 0 on, got {retries!r}")
     for name, amount in (resources or {}).items():
         if not isinstance(name, str) or not isinstance(amount, int | float) or amount < 0:
             raise UsageError(f"resources must map names to amounts, got {resources!r}")
+    if not isinstance(executor, str):
+        raise UsageError(f"executor must be the name of a pool of threads, got {executor!r}")
     named = None if workers is None else [str(worker) for worker in workers]
-    return Options(int(priority), retries or 0, named, bool(allow_other_workers), resources)
+    executor = "" if executor == "default" else executor
+    return Options(int(priority), retries, named, bool(allow_other_workers), resources, executor)
+
+
+def _annotations() -> dict[str, Any]:
+    """What ``dask.annotate`` says here; nothing where dask was not even imported."""
+    found = getattr(sys.modules.get("dask"), "get_annotations", None)
+    return dict(found()) if found is not None else {}

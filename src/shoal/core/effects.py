@@ -45,6 +45,7 @@ class Run(Effect):
     payload: Any
     deps: list[str]
     inline: bool
+    executor: str = ""
 
 
 class CancelRun(Effect):

@@ -129,6 +129,7 @@ class InProcess:
                     nthreads=options["nthreads"],
                     memory_limit=options["memory_limit"],
                     resources=options["resources"],
+                    executors=options["executors"],
                 )
                 self.workers.append(worker)
                 await worker.start([listen[0], f"{listen[1]}0"])

@@ -49,6 +49,8 @@ class LocalCluster:
         :class:`Security` with the cluster's secret; this user's own by default.
     resources
         Abstract resources of each worker, by name.
+    executors
+        Threads of further pools of each worker, by name.
     env
         Environment of the worker processes.
     timeout
@@ -80,6 +82,7 @@ class LocalCluster:
         asynchronous: bool = False,
         security: Any = None,
         resources: dict[str, float] | None = None,
+        executors: dict[str, int] | None = None,
         env: dict[str, str] | None = None,
         timeout: float = 60.0,
     ) -> None:
@@ -107,6 +110,7 @@ class LocalCluster:
             "nthreads": self.threads_per_worker,
             "memory_limit": self.memory_limit,
             "resources": resources,
+            "executors": config.executors(executors),
             "env": env or {},
         }
         self._head = HeadProcess(options, env or {}) if self.processes else None

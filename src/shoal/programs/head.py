@@ -61,7 +61,7 @@ async def _run(options: dict[str, Any], answer: int) -> None:
                     name,
                     f"tcp://{options['host']}:0",
                     options["memory_limit"],
-                    {"nthreads": options["nthreads"], "resources": options["resources"]},
+                    {name: options[name] for name in ("nthreads", "resources", "executors")},
                     options["env"],
                 )
                 nannies.append(nanny)

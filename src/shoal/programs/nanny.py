@@ -170,7 +170,8 @@ class NannyProgram:
         }
         reader, writer = os.pipe()
         memory = os.memfd_create("shoal-running")
-        recorder = Recorder(memory, int(self._options.get("nthreads", 1)))
+        threads = int(self._options.get("nthreads", 1)) + sum((self._options.get("executors") or {}).values())
+        recorder = Recorder(memory, threads)
         options["recorder"] = memory
         command = [sys.executable, "-m", "shoal.programs.worker_main", "--report", str(writer)]
         try:

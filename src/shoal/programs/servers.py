@@ -147,6 +147,7 @@ class _Joining(Server):
         name: Any = None,
         memory_limit: Any = "auto",
         resources: dict[str, float] | None = None,
+        executors: dict[str, int] | None = None,
         host: str | None = None,
         port: int = 0,
         security: Any = None,
@@ -168,6 +169,7 @@ class _Joining(Server):
             raise UsageError(f"nthreads must be a number from 1 on, got {nthreads!r}")
         self.memory_limit = config.memory_limit(memory_limit, self.nthreads)
         self.resources = resources
+        self.executors = config.executors(executors)
         self.name = str(name) if name is not None else f"{config.host_name()}-{uuid4().hex[:8]}"
         self._listen = f"tcp://{host or '127.0.0.1'}:{port}"
 
@@ -189,6 +191,8 @@ class Worker(_Joining):
         Bytes, ``"4 GiB"``, a fraction of the machine, ``"auto"``, or 0 for none.
     resources
         Abstract resources, by name.
+    executors
+        Threads of further pools, by name, for tasks that were submitted under ``dask.annotate(executor=name)``.
     host, port
         Where it listens for its peers.
     security
@@ -203,6 +207,7 @@ class Worker(_Joining):
             nthreads=self.nthreads,
             memory_limit=self.memory_limit,
             resources=self.resources,
+            executors=self.executors,
         )
         await self.program.start([self._listen, local_address()])
 
@@ -236,7 +241,7 @@ class Nanny(_Joining):
             self.name,
             self._listen,
             self.memory_limit,
-            {"nthreads": self.nthreads, "resources": self.resources},
+            {"nthreads": self.nthreads, "resources": self.resources, "executors": self.executors},
             self._env,
         )
         await self.program.start()

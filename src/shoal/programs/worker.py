@@ -50,7 +50,7 @@ from shoal.shell.executor import ThreadExecutor
 from shoal.shell.link import Identity, Link
 from shoal.shell.network import Server, dial, listen
 from shoal.shell.peers import PeerPool
-from shoal.shell.recorder import Recorder
+from shoal.shell.recorder import SECEDED, Recorder
 from shoal.shell.serialize import payload_nbytes
 from shoal.shell.store import Pickled, ValueStore
 from shoal.shell.usage import resident_bytes
@@ -67,7 +67,7 @@ class WorkerProgram:
         Addresses of the scheduler, the preferred one first.
     secret
         The cluster's secret.
-    name, nthreads, memory_limit, resources
+    name, nthreads, memory_limit, resources, executors
         As for ``Worker``.
     slot
         Id of the nanny, where there is one.
@@ -84,6 +84,7 @@ class WorkerProgram:
         nthreads: int = 1,
         memory_limit: int = 0,
         resources: dict[str, float] | None = None,
+        executors: dict[str, int] | None = None,
         slot: str | None = None,
         recorder: int | None = None,
         validate: bool = False,
@@ -100,13 +101,20 @@ class WorkerProgram:
         self.finished = asyncio.Event()
         self._registered = asyncio.Event()
         self.reason = ""
-        self.core = WorkerCore(self.id, nthreads, self.resources, validate=validate)
+        self.executors = executors or {}
+        self.core = WorkerCore(self.id, nthreads, self.resources, validate=validate, executors=self.executors)
         self.store = ValueStore()
-        written = None if recorder is None else Recorder(recorder, nthreads)
+        total = nthreads + sum(self.executors.values())
+        written = None if recorder is None else Recorder(recorder, total)
         inline = config.nbytes(config.get("shoal.worker.inline-bytes", 8192), "shoal.worker.inline-bytes")
-        self.executor = ThreadExecutor(
-            nthreads, self.store, loop, self._on_outcomes, self._on_left, inline, written, Home(self, scheduler, secret)
-        )
+        numbers = list(range(total + SECEDED))[::-1]
+        home = Home(self, scheduler, secret)
+        self._pools = {
+            pool: ThreadExecutor(
+                size, self.store, loop, self._on_outcomes, self._on_left, inline, written, home, numbers
+            )
+            for pool, size in {"": nthreads, **self.executors}.items()
+        }
         self.driver = Driver(self.core, self._perform, loop, lambda error: self.finished.set())
         self._scheduler = scheduler
         self._up = Identity("worker", self.id, secret, {"scheduler": ToWorker})
@@ -160,6 +168,7 @@ class WorkerProgram:
                 socket.gethostname(),
                 "",
                 self.resources,
+                self.executors,
             )
         )
         async with asyncio.timeout(timeout):
@@ -235,13 +244,15 @@ class WorkerProgram:
                 if self._link is not None:
                     self._link.send(effect.message)
             case Run():
-                self.executor.submit(effect)
+                self._pools[effect.executor].submit(effect)
             case Functions():
-                self.executor.functions(effect.functions)
+                for pool in self._pools.values():
+                    pool.functions(effect.functions)
             case Drop():
                 self.store.drop(effect.keys)
             case CancelRun():
-                self.executor.cancel(effect.keys)
+                for pool in self._pools.values():
+                    pool.cancel(effect.keys)
             case Fetch():
                 self._spawn(self._fetch(effect))
             case CallUser():
@@ -249,6 +260,15 @@ class WorkerProgram:
             case Stop():
                 self.reason = effect.reason
                 self.finished.set()
+
+    @property
+    def executor(self) -> ThreadExecutor:
+        """The pool of tasks that ask for no other."""
+        return self._pools[""]
+
+    def running(self) -> dict[int, str]:
+        """The key that each thread is in, by the identity of the thread."""
+        return {thread: key for pool in self._pools.values() for thread, key in pool.running().items()}
 
     def _spawn(self, coroutine: Any) -> None:
         task = asyncio.get_running_loop().create_task(coroutine)
@@ -332,5 +352,6 @@ class WorkerProgram:
         for link in tuple(self._inbound):
             link.close(reason)
         self._peers.close()
-        self.executor.close()
+        for pool in self._pools.values():
+            pool.close()
         await asyncio.sleep(0)

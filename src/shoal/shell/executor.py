@@ -22,6 +22,11 @@ from shoal.shell.store import ValueStore
 _local = threading.local()
 
 
+def current_pool() -> ThreadExecutor | None:
+    """The pool whose task runs in this thread, or None outside of tasks."""
+    return getattr(_local, "executor", None)
+
+
 class ThreadExecutor:
     """A pool of threads that takes tasks in order.
 
@@ -41,6 +46,8 @@ class ThreadExecutor:
         Where it is written which key each thread is in.
     home
         What tasks find as their worker.
+    numbers
+        Numbers for threads, shared by all pools of a process, the next to be given last.
     """
 
     def __init__(
@@ -53,6 +60,7 @@ class ThreadExecutor:
         inline_bytes: int = 8192,
         recorder: Recorder | None = None,
         home: Home | None = None,
+        numbers: list[int] | None = None,
     ) -> None:
         self._store, self._loop, self._on_done, self._inline_bytes = store, loop, on_done, inline_bytes
         self._recorder, self._home = recorder, home
@@ -67,8 +75,7 @@ class ThreadExecutor:
         self._on_left = on_left
         self._lock = threading.Lock()
         self._size = 0
-        #: Numbers of threads that are free, the smallest last.
-        self._numbers = list(range(recorder.capacity if recorder is not None else nthreads))[::-1]
+        self._numbers = list(range(nthreads))[::-1] if numbers is None else numbers
         self._closed = False
         for _ in range(nthreads):
             self._add_thread()

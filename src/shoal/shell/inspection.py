@@ -16,7 +16,7 @@ def call_stacks(wires: list[str] | None, dask_worker: Any = None) -> dict[str, l
     """The lines of the stack of each running task, outermost first, without shoal's own."""
     frames = sys._current_frames()
     found = {}
-    for thread, key in dask_worker.executor.running().items():
+    for thread, key in dask_worker.running().items():
         if (wires is None or key in wires) and thread in frames:
             lines = traceback.format_stack(frames[thread])
             found[key] = [line for line in lines if "/shoal/shell/" not in line and "threading.py" not in line]

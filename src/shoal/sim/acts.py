@@ -104,7 +104,11 @@ def submit(world: World, client: ClientNode, rng: Random, some: list[str]) -> bo
         hosts, others = [rng.choice(HOSTS)], rng.random() < 0.3
         world.count("submissions to one host")
     world.count("submissions with resources" if needs else "submissions without resources")
-    world.submit(client, tasks, wants, TaskOptions(rng.randint(-1, 1), options.retries, hosts, others, needs))
+    pool = "io" if options.executors and rng.random() < 0.5 else ""
+    if pool:
+        world.count("submissions to another pool")
+    asked = TaskOptions(rng.randint(-1, 1), options.retries, hosts, others, needs, pool)
+    world.submit(client, tasks, wants, asked)
     return True
 
 

@@ -43,7 +43,8 @@ class WorkerNode:
         self.world, self.name, self.nthreads, self.host, self.nanny = world, name, nthreads, host, nanny
         self.incarnation = nanny.core.incarnation if nanny is not None else 0
         self.resources = {"R": 1.0} if world.options.resources else None
-        self.core = WorkerCore(name, nthreads, self.resources, validate=world.validate)
+        self.executors = {"io": 1} if world.options.executors else None
+        self.core = WorkerCore(name, nthreads, self.resources, validate=world.validate, executors=self.executors)
         self.values: dict[str, bytes] = {}
         self.alive = True
         #: How many times longer its tasks take.
@@ -55,9 +56,9 @@ class WorkerNode:
         #: How many keys that peers ask for it will say not to have.
         self.forgets = 0
         self.up: Wire | None = None
-        self._queue: deque[Run] = deque()
+        self._queues: dict[str, deque[Run]] = {pool: deque() for pool in ("", *(self.executors or ()))}
+        self._free = {"": nthreads, **(self.executors or {})}
         self._cancelled: set[str] = set()
-        self._busy = 0
         self._inside: dict[str, None] = {}
         self._outside: dict[str, None] = {}
         self._inputs: dict[str, list[bytes]] = {}
@@ -71,7 +72,8 @@ class WorkerNode:
         if self.nanny is not None:
             name = slot = self.nanny.name
         addresses = [f"sim://{self.name}"]
-        self.up.send(RegisterWorker(name, slot, addresses, self.nthreads, 0, 1, self.host, resources=self.resources))
+        resources, executors = self.resources, self.executors
+        self.up.send(RegisterWorker(name, slot, addresses, self.nthreads, 0, 1, self.host, "", resources, executors))
         self._beat()
 
     def _beat(self) -> None:
@@ -124,9 +126,9 @@ class WorkerNode:
                 self.world.oracle.starts(self, effect.key)
                 missing = set(effect.deps) - set(self.values)
                 self.world.require(not missing, f"{self.name} was to run {effect.key} without {missing}")
-                self._queue.append(effect)
+                self._queues[effect.executor].append(effect)
                 self._inputs[effect.key] = [self.values[dep] for dep in effect.deps]
-                self._next()
+                self._next(effect.executor)
             case CancelRun():
                 self._cancelled |= set(effect.keys)
             case Fetch():
@@ -137,15 +139,16 @@ class WorkerNode:
             case Stop():
                 self.world.crash(self, effect.reason, clean=True)
 
-    def _next(self) -> None:
-        while self._queue and self._busy < self.nthreads:
-            run = self._queue.popleft()
+    def _next(self, pool: str) -> None:
+        queue = self._queues[pool]
+        while queue and self._free[pool]:
+            run = queue.popleft()
             if run.key in self._cancelled:
                 self._cancelled.discard(run.key)
                 self._inputs.pop(run.key)
                 self.world.after(0.0, lambda run=run: self.tell(Outcomes([Outcome(run.key, "skipped")])))  # type: ignore[misc]
                 continue
-            self._busy += 1
+            self._free[pool] -= 1
             self._inside[run.key] = None
             self.world.count("executions")
             fates = self.world.fates
@@ -189,15 +192,15 @@ class WorkerNode:
             return
         if self.alive:
             self.world.count("seceded tasks")
-            self._busy -= 1
+            self._free[run.executor] += 1
             self._outside[run.key] = None
             self.tell(Seceded(run.key))
-            if not stay and self.world.random.random() < 0.3 and self._busy < self.nthreads:
+            if not stay and self.world.random.random() < 0.3 and self._free[run.executor]:
                 self.world.count("rejoined tasks")
-                self._busy += 1
+                self._free[run.executor] -= 1
                 del self._outside[run.key]
                 self.tell(Rejoined(run.key))
-            self._next()
+            self._next(run.executor)
 
     def _end(self, run: Run, seconds: float, failed: bool = False) -> None:
         if not self.alive or self._put_off(lambda: self._end(run, seconds, failed)):
@@ -205,7 +208,7 @@ class WorkerNode:
         if run.key in self._outside:
             del self._outside[run.key]
         else:
-            self._busy -= 1
+            self._free[run.executor] += 1
         self._inside.pop(run.key, None)
         self._cancelled.discard(run.key)
         inputs = self._inputs.pop(run.key)
@@ -225,7 +228,7 @@ class WorkerNode:
             sent = value if run.inline else None
             outcome = Outcome(run.key, "ok", len(value), "bytes", now - seconds, now, sent)
         self.tell(Outcomes([outcome]))
-        self._next()
+        self._next(run.executor)
 
     def serve(self, fetch: Fetch) -> FetchDone:
         """Answer a peer."""

@@ -39,6 +39,8 @@ class Options:
     saturation: float
     #: Share of the tasks that submit others, and wait for them.
     launching: float
+    #: Whether workers have a pool of another name, of one thread, and some submissions ask for it.
+    executors: bool
     #: Whether some submissions may run on one host only.
     restricted: bool
     #: Whether workers have nannies, and the share of the starts that fail.
@@ -79,6 +81,7 @@ class Options:
             "saturation": rng.choice([1.0, 1.1, 2.0]),
             "launching": rng.choice([0.0, 0.0, 0.0, 0.15]),
             "restricted": rng.random() < 0.3,
+            "executors": rng.random() < 0.2,
             "nannies": rng.random() < 0.4,
             "bad_starts": rng.choice([0.0, 0.2]),
             "ttl": rng.choice([None, 1.0]),

@@ -137,6 +137,7 @@ class Assignment(Tables):
             bool(task.who_wants),
             options.resources if options is not None else None,
             task.edition or _set_edition(task),
+            options.executor if options is not None else "",
         )
         if task.key in worker.out_free:
             self.flush_free(worker)

@@ -100,6 +100,8 @@ def no_worker(state: Tables, task: Task) -> str:
         needs.append(f"is called one of {options.workers}")
     if options is not None and options.resources:
         needs.append(f"has {options.resources}")
+    if options is not None and options.executor:
+        needs.append(f"has an executor {options.executor!r}")
     return f"none of {len(state.workers)} workers {' and '.join(needs)}"
 
 

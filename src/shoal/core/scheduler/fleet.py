@@ -170,6 +170,7 @@ class Fleet:
             message.pid,
             message.local_directory,
             message.resources,
+            message.executors,
         )
         worker.last_seen = state.now
         state.add_worker(worker)

@@ -73,6 +73,7 @@ def worker_identity(core: SchedulerCore, worker: WorkerRecord) -> dict[str, Any]
         "nthreads": worker.nthreads,
         "memory_limit": worker.memory_limit,
         "resources": dict(worker.resources),
+        "executors": dict(worker.executors),
         "local_directory": worker.local_directory,
         "last_seen": worker.last_seen,
         "status": worker.state.label,

@@ -26,15 +26,17 @@ TRANSFER_LATENCY: Final = 0.001
 def is_restricted(task: Task) -> bool:
     """Whether not every worker may run ``task``."""
     options = task.options
-    return options is not None and bool(options.workers or options.resources)
+    return options is not None and bool(options.workers or options.resources or options.executor)
 
 
 def allowed(task: Task, worker: WorkerRecord) -> bool:
-    """Whether ``worker`` may run ``task``, by its restrictions and the worker's total resources."""
+    """Whether ``worker`` may run ``task``, by its restrictions, the worker's pools and its total resources."""
     options = task.options
     if options is None:
         return True
     if options.resources and any(worker.resources.get(name, 0) < need for name, need in options.resources.items()):
+        return False
+    if options.executor and options.executor not in worker.executors:
         return False
     return (
         not options.workers or options.allow_other_workers or any(worker.answers_to(name) for name in options.workers)

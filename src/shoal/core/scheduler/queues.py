@@ -157,4 +157,4 @@ def _restrictions(task: Task) -> Any:
     if options is None or not placement.is_restricted(task):
         return None
     workers = tuple(options.workers or ())
-    return workers, tuple((options.resources or {}).items()), options.allow_other_workers
+    return workers, tuple((options.resources or {}).items()), options.allow_other_workers, options.executor

@@ -73,10 +73,10 @@ class WorkerRecord:
     """One worker process."""
 
     __slots__ = (
-        "addresses", "functions", "has_what", "heap_load", "host", "id", "last_seen", "lingering", "local_directory",
-        "memory_limit", "metrics", "n_ahead", "n_long_running", "n_needy", "n_stealing", "n_stolen", "name", "nbytes",
-        "nthreads", "occupancy", "out", "out_free", "peers", "pid", "postponed", "processing", "resources", "slot",
-        "slots", "state",
+        "addresses", "executors", "functions", "has_what", "heap_load", "host", "id", "last_seen", "lingering",
+        "local_directory", "memory_limit", "metrics", "n_ahead", "n_long_running", "n_needy", "n_stealing",
+        "n_stolen", "name", "nbytes", "nthreads", "occupancy", "out", "out_free", "peers", "pid", "postponed",
+        "processing", "resources", "slot", "slots", "state",
     )  # fmt: skip
 
     def __init__(
@@ -92,12 +92,15 @@ class WorkerRecord:
         pid: int = 0,
         local_directory: str = "",
         resources: dict[str, float] | None = None,
+        executors: dict[str, int] | None = None,
     ) -> None:
         self.id, self.name, self.slot = id, name, slot
         self.addresses, self.host, self.pid = addresses, host, pid
         self.nthreads, self.memory_limit = nthreads, memory_limit
         self.local_directory = local_directory
         self.resources = resources or {}
+        #: Threads of pools that it has beside the one that all tasks run in which ask for no other.
+        self.executors = executors or {}
         self.state = WorkerState.JOINING
         #: Tasks assigned at the same time, however long each takes.
         self.slots = 1_000_000_000 if math.isinf(saturation) else max(1, math.ceil(nthreads * saturation))
@@ -107,7 +110,7 @@ class WorkerRecord:
         self.n_ahead = 0
         #: How many run outside of the pool of threads.
         self.n_long_running = 0
-        #: How many of those inside need resources: they may have to wait for one that a task outside holds.
+        #: How many of those inside are needy.
         self.n_needy = 0
         #: Tasks asked of others for it, and asked of it for others.
         self.n_stealing = self.n_stolen = 0

@@ -11,15 +11,15 @@ from shoal.core.scheduler.task import Task, TaskState
 from shoal.ids import ClientId, SlotId, WorkerId
 from shoal.messages import Options, TaskError
 
-_OPTIONS = ("priority", "retries", "workers", "allow_other_workers", "resources")
+_OPTIONS = ("priority", "retries", "workers", "allow_other_workers", "resources", "executor")
 _PLAIN = (
     "unknown", "n_waiting", "n_waiters", "long_running", "attempt", "edition", "estimate", "nbytes", "type", "retries",
     "deaths", "origin",
 )  # fmt: skip
 _WORKER = (
-    "name", "slot", "addresses", "host", "pid", "nthreads", "memory_limit", "local_directory", "resources", "slots",
-    "n_ahead", "n_long_running", "n_needy", "n_stealing", "n_stolen", "occupancy", "nbytes", "metrics", "last_seen",
-    "lingering",
+    "name", "slot", "addresses", "host", "pid", "nthreads", "memory_limit", "local_directory", "resources",
+    "executors", "slots", "n_ahead", "n_long_running", "n_needy", "n_stealing", "n_stolen", "occupancy", "nbytes",
+    "metrics", "last_seen", "lingering",
 )  # fmt: skip
 
 

@@ -221,8 +221,8 @@ class Task:
 
     @property
     def needy(self) -> bool:
-        """Whether it takes resources of its worker."""
-        return self.options is not None and bool(self.options.resources)
+        """Whether it takes resources, or a thread of another pool: what others hold may keep it waiting."""
+        return self.options is not None and bool(self.options.resources or self.options.executor)
 
     @property
     def lost(self) -> bool:

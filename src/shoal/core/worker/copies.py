@@ -34,10 +34,10 @@ _REPLICA_EVENTS: Final = [event.name for event in ReplicaEvent]
 class Copies(ABC):
     """The records of all keys, and what is done for their copies."""
 
-    def __init__(self, id: str, nthreads: int, resources: dict[str, float], story_length: int) -> None:
+    def __init__(self, id: str, slots: Slots, story_length: int) -> None:
         self.id = id
         self.keys: dict[str, KeyRecord] = {}
-        self.slots = Slots(nthreads, resources)
+        self.slots = slots
         self.fetcher = Fetcher()
         self.story: deque[tuple[str, str, str, str, str, float]] = deque(maxlen=story_length)
         self.paused = False

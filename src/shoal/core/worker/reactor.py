@@ -32,6 +32,7 @@ from shoal.core.worker.copies import ON_THE_WAY, Copies
 from shoal.core.worker.invariants import check
 from shoal.core.worker.key import Goal, KeyRecord
 from shoal.core.worker.replica import ReplicaEvent, ReplicaState
+from shoal.core.worker.slots import Slots
 from shoal.messages import (
     Answer,
     Call,
@@ -50,6 +51,7 @@ from shoal.messages import (
     Steal,
     StealAnswer,
     TaskDone,
+    TaskError,
     ToWorker,
     WorkerRegistered,
     WorkerRejected,
@@ -68,6 +70,8 @@ class WorkerCore(Copies):
         Tasks that run at the same time.
     resources
         Abstract resources, by name.
+    executors
+        Threads of other pools, by name.
     story_length
         Transitions remembered.
     validate
@@ -81,8 +85,9 @@ class WorkerCore(Copies):
         resources: dict[str, float] | None = None,
         story_length: int = 10_000,
         validate: bool = False,
+        executors: dict[str, int] | None = None,
     ) -> None:
-        super().__init__(id, nthreads, resources or {}, story_length)
+        super().__init__(id, Slots(nthreads, resources or {}, executors), story_length)
         self.registered = False
         self.executed = 0
         self.validate = validate
@@ -221,6 +226,12 @@ class WorkerCore(Copies):
 
     def _prepare(self, record: KeyRecord) -> None:
         assert record.spec is not None
+        if record.spec.executor not in self.slots.pools:
+            self._attempt(record, AttemptEvent.FAIL)
+            text = f"UsageError: this worker has no executor {record.spec.executor!r}"
+            self._out.append(Failed(record.key, record.spec.attempt, 0.0, 0.0, TaskError(None, None, text)))
+            self._release_deps(record)
+            return
         self._attempt(record, AttemptEvent.CONSTRAIN if record.spec.resources else AttemptEvent.PREPARE)
         self.slots.push(record)
 
@@ -260,7 +271,7 @@ class WorkerCore(Copies):
             record.edition = spec.edition
             self.slots.take(record)
             deps = [dep.key for dep in record.deps]
-            self._effects.append(Run(record.key, spec.fn, spec.payload, deps, spec.inline))
+            self._effects.append(Run(record.key, spec.fn, spec.payload, deps, spec.inline, spec.executor))
             self._release_deps(record)
 
     def _release_deps(self, record: KeyRecord) -> None:

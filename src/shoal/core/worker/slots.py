@@ -20,6 +20,36 @@ SHORT: Final = 0.001
 AHEAD: Final = 0.005
 
 
+class Pool:
+    """The threads of one executor, and who waits for them."""
+
+    __slots__ = ("handed", "handed_seconds", "nthreads", "ready", "unknown")
+
+    def __init__(self, nthreads: int) -> None:
+        self.nthreads = nthreads
+        self.ready: list[tuple[tuple[int, int, int], int, KeyRecord]] = []
+        #: How many tasks it was handed, how many of them take no one knows how long, and seconds that the others take.
+        self.handed = 0
+        self.unknown = 0
+        self.handed_seconds = 0.0
+
+    def take(self, expected: float | None) -> None:
+        self.handed += 1
+        if expected is None:
+            self.unknown += 1
+        else:
+            self.handed_seconds += expected
+
+    def give(self, expected: float | None) -> None:
+        self.handed -= 1
+        if expected is None:
+            self.unknown -= 1
+        else:
+            self.handed_seconds -= expected
+        if not self.handed:
+            self.handed_seconds = 0.0
+
+
 class Slots:
     """Accounts of threads and resources, and the heaps of those who wait for them.
 
@@ -29,27 +59,23 @@ class Slots:
         Tasks that run at the same time.
     resources
         Abstract resources of this worker, by name.
+    executors
+        Threads of other pools, for tasks that ask for one of them by its name.
     """
 
-    __slots__ = (
-        "_constrained", "_durations", "_handed", "_handed_seconds", "_ready", "_seceded", "_seq", "_unknown",
-        "available", "nthreads", "total",
-    )  # fmt: skip
+    __slots__ = ("_constrained", "_durations", "_handed", "_seceded", "_seq", "available", "pools", "total")
 
-    def __init__(self, nthreads: int, resources: dict[str, float]) -> None:
-        self.nthreads = nthreads
+    def __init__(self, nthreads: int, resources: dict[str, float], executors: dict[str, int] | None = None) -> None:
+        self.pools = {"": Pool(nthreads)} | {name: Pool(size) for name, size in (executors or {}).items()}
         self.total = dict(resources)
         self.available = dict(resources)
-        self._ready: list[tuple[tuple[int, int, int], int, KeyRecord]] = []
         self._constrained: list[tuple[tuple[int, int, int], int, KeyRecord]] = []
         self._seq = 0
         self._durations: dict[str, float] = {}
-        #: What each running key was expected to take (None: not known) and the resources that it took.
-        self._handed: dict[str, tuple[float | None, dict[str, float] | None]] = {}
-        self._handed_seconds = 0.0
-        self._unknown = 0
-        #: Keys that run outside of the pool, and the resources that they took.
-        self._seceded: dict[str, dict[str, float] | None] = {}
+        #: The pool of each running key, what it was expected to take (None: not known), and its resources.
+        self._handed: dict[str, tuple[Pool, float | None, dict[str, float] | None]] = {}
+        #: Keys that run outside of their pools: which that is, and the resources that they took.
+        self._seceded: dict[str, tuple[Pool, dict[str, float] | None]] = {}
 
     @property
     def n_running(self) -> int:
@@ -61,7 +87,10 @@ class Slots:
     def taken(self) -> dict[str, float]:
         """Resources that the running keys hold, by name."""
         found = dict.fromkeys(self.total, 0.0)
-        for needs in [*(taken for _, taken in self._handed.values()), *self._seceded.values()]:
+        for needs in [
+            *(taken for _, _, taken in self._handed.values()),
+            *(taken for _, taken in self._seceded.values()),
+        ]:
             for name, amount in (needs or {}).items():
                 found[name] = found.get(name, 0.0) + amount
         return found
@@ -70,36 +99,42 @@ class Slots:
         """``record`` is ready or constrained: it waits in line."""
         self._seq += 1
         record.seq = self._seq
-        heap = self._constrained if record.attempt is AttemptState.CONSTRAINED else self._ready
+        waits_for_more = record.attempt is AttemptState.CONSTRAINED
+        heap = self._constrained if waits_for_more else self._pool_of(record).ready
         heappush(heap, (record.priority, self._seq, record))
+
+    def _pool_of(self, record: KeyRecord) -> Pool:
+        assert record.spec is not None
+        return self.pools[record.spec.executor]
 
     def pop(self) -> KeyRecord | None:
         """The next record that may start now, taken off its line, or None."""
         found = self._pop_constrained()
         if found is not None:
             return found
-        heap = self._ready
-        while heap:
-            _, seq, record = heap[0]
-            if record.seq != seq or record.attempt is not AttemptState.READY:
-                heappop(heap)
-            elif self._fits(record):
-                heappop(heap)
-                return record
-            else:
-                return None
+        for pool in self.pools.values():
+            heap = pool.ready
+            while heap:
+                _, seq, record = heap[0]
+                if record.seq != seq or record.attempt is not AttemptState.READY:
+                    heappop(heap)
+                elif self._fits(record, pool):
+                    heappop(heap)
+                    return record
+                else:
+                    break
         return None
 
-    def _fits(self, record: KeyRecord) -> bool:
-        if len(self._handed) < self.nthreads:
+    def _fits(self, record: KeyRecord, pool: Pool) -> bool:
+        if pool.handed < pool.nthreads:
             return True
-        if self._unknown:
+        if pool.unknown:
             return False
         expected = self._durations.get(_kind(record))
-        return expected is not None and expected < SHORT and self._handed_seconds < AHEAD * self.nthreads
+        return expected is not None and expected < SHORT and pool.handed_seconds < AHEAD * pool.nthreads
 
     def _pop_constrained(self) -> KeyRecord | None:
-        if not self._constrained or len(self._handed) >= self.nthreads:
+        if not self._constrained:
             return None
         passed_over = []
         found = None
@@ -109,7 +144,10 @@ class Slots:
             if record.seq != seq or record.attempt is not AttemptState.CONSTRAINED:
                 continue
             assert record.spec is not None
-            if all(self.available.get(name, 0) >= need for name, need in (record.spec.resources or {}).items()):
+            pool = self._pool_of(record)
+            if pool.handed < pool.nthreads and all(
+                self.available.get(name, 0) >= need for name, need in (record.spec.resources or {}).items()
+            ):
                 found = record
                 break
             passed_over.append(entry)
@@ -123,24 +161,17 @@ class Slots:
         assert record.key not in self._handed
         expected = self._durations.get(_kind(record))
         resources = record.spec.resources
-        self._handed[record.key] = (expected, resources)
-        if expected is None:
-            self._unknown += 1
-        else:
-            self._handed_seconds += expected
+        pool = self._pool_of(record)
+        self._handed[record.key] = (pool, expected, resources)
+        pool.take(expected)
         for name, amount in (resources or {}).items():
             self.available[name] -= amount
 
-    def _leave(self, key: str) -> dict[str, float] | None:
-        """``key`` leaves its thread; return the resources that it holds."""
-        expected, resources = self._handed.pop(key)
-        if expected is None:
-            self._unknown -= 1
-        else:
-            self._handed_seconds -= expected
-        if not self._handed:
-            self._handed_seconds = 0.0
-        return resources
+    def _leave(self, key: str) -> tuple[Pool, dict[str, float] | None]:
+        """``key`` leaves its thread; return its pool, and the resources that it holds."""
+        pool, expected, resources = self._handed.pop(key)
+        pool.give(expected)
+        return pool, resources
 
     def secede(self, record: KeyRecord) -> None:
         """``record`` runs on outside of the pool: its thread is free, its resources are not."""
@@ -148,13 +179,14 @@ class Slots:
 
     def rejoin(self, record: KeyRecord) -> None:
         """``record`` takes a thread again."""
-        self._handed[record.key] = (None, self._seceded.pop(record.key))
-        self._unknown += 1
+        pool, resources = self._seceded.pop(record.key)
+        self._handed[record.key] = (pool, None, resources)
+        pool.take(None)
 
     def give(self, record: KeyRecord, seconds: float | None) -> None:
         """``record`` ended after ``seconds`` (None: it never began): its thread and resources are free."""
         seceded = record.key in self._seceded
-        resources = self._seceded.pop(record.key) if seceded else self._leave(record.key)
+        _, resources = self._seceded.pop(record.key) if seceded else self._leave(record.key)
         if seceded:
             seconds = None  # it waited for others, so it says nothing about what its like takes
         for name, amount in (resources or {}).items():
