@@ -142,6 +142,11 @@ def fraction(value: Any, name: str) -> float:
     return float(value)
 
 
+def resume_timeout() -> float:
+    """Seconds for which a link may be cut before it counts as lost."""
+    return seconds(get("shoal.comm.resume-timeout", 60.0), "shoal.comm.resume-timeout") or 0.0
+
+
 def nbytes(value: Any, name: str) -> int:
     """Return a size given as a number or as text (``"4 GiB"``), in bytes.
 

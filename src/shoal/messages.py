@@ -58,12 +58,17 @@ class Item(msgspec.Struct, array_like=True, gc=False):
 
 
 class Hello(Message):
-    """First word of whoever dials."""
+    """First word of whoever dials; ``channel`` names a conversation that outlives the connection, if it is to be one.
+
+    ``heard`` is how much of it was heard, where it goes on (see ``core/channel.py``), and 0 where it begins.
+    """
 
     version: int
     role: str
     id: str
     nonce: bytes
+    channel: bytes = b""
+    heard: int = 0
 
 
 class Challenge(Message):
@@ -83,7 +88,14 @@ class Proof(Message):
 
 
 class Welcome(Message):
-    """The link is open."""
+    """The link is open.
+
+    ``heard`` is how much the listener has heard of a conversation that goes on, ``keeps`` whether it outlives this
+    connection.
+    """
+
+    heard: int = 0
+    keeps: bool = False
 
 
 class Refused(Message):

@@ -17,9 +17,10 @@ from shoal.sim.world import run
 #: Kinds of events that must keep happening, with how often at least in the runs below.
 REACHED = {
     "submit": 500, "results": 1500, "executions": 4000, "transfers": 500, "crash": 40, "join": 40, "cut": 30,
+    "interruption": 50, "messages said again": 50, "redefine": 20,
     "half-open link": 5, "slow worker": 30, "slow link": 30, "deaf worker": 30, "stopped worker": 30, "pause": 40,
     "lost heartbeats": 10, "memory": 5, "nanny restart": 5, "nanny death": 5, "workers that were revived": 50,
-    "starts that failed": 20, "workers that were silent for too long": 10, "assignments given back": 20,
+    "starts that failed": 20, "workers that were silent for too long": 10, "assignments given back": 10,
     "tasks that no worker could run for too long": 10, "tasks that launch tasks": 100, "tasks that were given up": 3,
     "unreachable peers": 5, "partial answers": 3, "release": 80, "cancel": 50, "cancellations": 50, "resubmit": 80,
     "retry": 30, "vanish": 20, "restart": 10, "tasks that raise": 100, "reschedules": 50, "errors": 80, "thefts": 20,

@@ -47,7 +47,7 @@ class ClientBase(ABC):
         self.asynchronous = asynchronous
         #: The cluster that was given or started, if any.
         self.cluster: Any = None
-        self.status = "newly-created"
+        self._status = "newly-created"
         self._owns_cluster = False
         limit = timeout if timeout is not None else config.get("distributed.comm.timeouts.connect", 30.0)
         self._timeout = config.seconds(limit, "timeout") or 30.0
@@ -111,7 +111,7 @@ class ClientBase(ABC):
         connection = Connection(self.id, secret, self._addresses, loop, self.name or "")
         await connection.open(self._timeout)
         self._connection = connection
-        self.status = "running"
+        self._status = "running"
         current.remember(self, self._set_as_default)
         if self._set_as_default:
             import dask.config
@@ -190,7 +190,7 @@ class ClientBase(ABC):
         """Disconnect; futures that are still pending are cancelled. A cluster that the client started is closed."""
         if self.asynchronous:
             return self._close("closed by its user")
-        if self.status != "closed":
+        if self._status != "closed":
             self._thread.sync(self._close("closed by its user"))
             self._close_own_cluster()
         return None
@@ -200,9 +200,9 @@ class ClientBase(ABC):
         return self.cluster.close() if self._owns_cluster else None
 
     async def _close(self, reason: str) -> None:
-        if self.status == "closed":
+        if self._status == "closed":
             return
-        self.status = "closed"
+        self._status = "closed"
         current.forget(self)
         if self._dask_settings is not None:
             self._dask_settings.__exit__(None, None, None)
@@ -225,7 +225,7 @@ class ClientBase(ABC):
         return self._begin().__await__()
 
     async def _begin(self) -> Self:
-        if self.asynchronous and self.status == "newly-created":
+        if self.asynchronous and self._status == "newly-created":
             self._find_cluster()
             await self._start(asyncio.get_running_loop())
         return self
@@ -235,6 +235,13 @@ class ClientBase(ABC):
 
     async def __aexit__(self, *args: object) -> None:
         await self._close("closed by its user")
+
+    @property
+    def status(self) -> str:
+        """``"running"``, ``"connecting"`` (the connection broke and is being opened again), ``"closed"``, …"""
+        if self._status == "running" and self._connection.cut:
+            return "connecting"
+        return self._status
 
     def __repr__(self) -> str:
         known = len(self._connection.core.futures) if self._connection is not None else 0

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from time import monotonic
 from typing import Any
 
+from shoal import config
 from shoal.core.client.future import FutureRecord, FutureStatus
 from shoal.core.client.reactor import ClientCore
 from shoal.core.effects import Answered, Effect, Log, Registered, Send, Settled
@@ -18,7 +19,7 @@ from shoal.errors import ClosedClientError, LinkError, SerializationError, TaskE
 from shoal.messages import Bye, PutData, Query, RegisterClient, ToClient, ToPeer
 from shoal.shell.driver import Driver
 from shoal.shell.link import Identity, Link
-from shoal.shell.network import dial
+from shoal.shell.network import dial, redialler
 from shoal.shell.peers import PeerPool
 
 logger = logging.getLogger("shoal.client")
@@ -66,6 +67,11 @@ class Connection:
         """Why this connection is closed, or nothing."""
         return self.core.closed
 
+    @property
+    def cut(self) -> bool:
+        """Whether the connection to the scheduler broke, and is being opened again."""
+        return self._link is not None and self._link.cut
+
     def check_open(self) -> None:
         """Raise where nothing can be said any more.
 
@@ -79,9 +85,18 @@ class Connection:
 
     async def open(self, timeout: float) -> None:
         """Reach the scheduler and register with it."""
+        grace = config.resume_timeout()
         self._link = await dial(
             self.addresses,
-            lambda: Link(self._identity, True, lambda link: None, self._on_messages, self._on_closed),
+            lambda: Link(
+                self._identity,
+                True,
+                lambda link: None,
+                self._on_messages,
+                self._on_closed,
+                redial=redialler(self.addresses, grace),
+                grace=grace,
+            ),
             timeout,
         )
         self._link.send(RegisterClient(self.name))

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+from collections.abc import Callable
 from enum import IntEnum, auto
 from typing import Any, Final
 
+from shoal.core.channel import Channel, to_wire
 from shoal.core.framing import BODY_LIMIT, BUFFER_LIMIT, Codec, Frame, FrameReader, FramingError
 from shoal.core.machine import Table
 from shoal.errors import HandshakeError
@@ -85,11 +87,15 @@ class Session:
         What may arrive once the link is open: ``{role of the peer: union of messages}``.
     peer_role
         For the dialler: which role must answer, or None where any may.
+    channel
+        For the dialler: the conversation that this connection carries, if it is to outlive it.
+    find
+        For the listener: the conversation of a peer (role, id, token) that is known and goes on, or None.
     """
 
     __slots__ = (
-        "_codec", "_handshake", "_inbound", "_nonce", "_secret", "_transcript", "dialling", "id", "peer_id",
-        "peer_role", "reader", "role", "state",
+        "_codec", "_find", "_handshake", "_hello", "_inbound", "_nonce", "_secret", "_transcript", "channel",
+        "dialling", "id", "peer_heard", "peer_id", "peer_role", "reader", "role", "state",
     )  # fmt: skip
 
     def __init__(
@@ -102,6 +108,8 @@ class Session:
         inbound: dict[str, Any],
         reader: FrameReader,
         peer_role: str | None = None,
+        channel: Channel | None = None,
+        find: Callable[[str, str, bytes], Channel | None] | None = None,
     ) -> None:
         self.role, self.id, self.dialling = role, id, dialling
         self.peer_role, self.peer_id = peer_role, ""
@@ -111,6 +119,16 @@ class Session:
         self._handshake = Codec(Handshake)
         self._codec: Codec | None = None
         self._transcript = b""
+        #: The conversation, if it outlives the connection, and how much the peer has heard of it, where it goes on.
+        self.channel = channel
+        self.peer_heard = 0
+        self._find = find
+        self._hello: Hello | None = None
+
+    @property
+    def resumed(self) -> bool:
+        """Whether the conversation began on another connection."""
+        return self.peer_heard != 0
 
     @property
     def open(self) -> bool:
@@ -118,7 +136,11 @@ class Session:
 
     def hello(self) -> tuple[bytes, list[Any]]:
         """The dialler's first words."""
-        return self._handshake.encode([Hello(PROTOCOL_VERSION, self.role, self.id, self._nonce)])
+        hello = Hello(PROTOCOL_VERSION, self.role, self.id, self._nonce)
+        if self.channel is not None:
+            hello.channel = self.channel.token
+            hello.heard = to_wire(self.channel.heard) if self.channel.begun else 0
+        return self._handshake.encode([hello])
 
     def refusal(self, reason: str) -> tuple[bytes, list[Any]]:
         """What is said before a handshake is given up."""
@@ -152,30 +174,48 @@ class Session:
         if state is SessionState.CHALLENGING and isinstance(message, Proof):
             if not hmac.compare_digest(message.proof, self._prove("dialler")):
                 raise HandshakeError("wrong secret")
+            heard = self._take_up()
             self._advance(SessionEvent.PROOF)
             self._opened()
-            return self._handshake.encode([Welcome()])
+            return self._handshake.encode([Welcome(heard, self.channel is not None)])
         if state is SessionState.PROVING and isinstance(message, Welcome):
+            self.peer_heard = message.heard
+            if not message.keeps:
+                self.channel = None
             self._advance(SessionEvent.WELCOME)
             self._opened()
             return None
         raise FramingError(f"{type(message).__name__} out of turn while {state.name.lower()}")
 
-    def encode(self, messages: list[Any]) -> tuple[bytes, list[Any]]:
-        assert self._codec is not None, "the link is not open"
-        return self._codec.encode(messages)
+    def _take_up(self) -> int:
+        """The peer is who it says: begin the conversation, or go on with it; return how much of it was heard here."""
+        hello = self._hello
+        assert hello is not None
+        if not hello.channel or self._find is None:
+            return 0
+        if not hello.heard:
+            self.channel = Channel(hello.channel)
+            return 0
+        found = self._find(hello.role, hello.id, hello.channel)
+        if found is None:
+            raise HandshakeError("nothing is known here of what was going on: this side was restarted, or gave it up")
+        self.channel, self.peer_heard = found, hello.heard
+        return to_wire(found.heard)
 
-    def decode(self, frame: Frame) -> list[Any]:
+    @property
+    def codec(self) -> Codec:
+        """What turns messages into frames and back, once the link is open."""
         assert self._codec is not None, "the link is not open"
-        return self._codec.decode(frame.body, frame.buffers)
+        return self._codec
 
     def _on_hello(self, hello: Hello) -> tuple[bytes, list[Any]]:
         self._check_version(hello.version)
         if hello.role not in self._inbound:
             raise HandshakeError(f"a {self.role} has no links with the role {hello.role[:40]!r}")
-        if len(hello.nonce) != NONCE_BYTES or not 0 < len(hello.id) <= 200:
-            raise FramingError("a hello without a proper nonce or id")
+        if len(hello.nonce) != NONCE_BYTES or not 0 < len(hello.id) <= 200 or len(hello.channel) > 64:
+            raise FramingError("a hello without a proper nonce, id or channel")
         self.peer_role, self.peer_id = hello.role, hello.id
+        self._hello = hello
         self._transcript = b"\0".join(
             (hello.role.encode(), hello.id.encode(), hello.nonce, self.role.encode(), self.id.encode(), self._nonce)
         )
@@ -201,6 +241,7 @@ class Session:
         )
         if not hmac.compare_digest(challenge.proof, self._prove("listener")):
             raise HandshakeError("the other side does not know this cluster's secret")
+        self.reader.raise_limits(BODY_LIMIT, BUFFER_LIMIT)  # what follows the welcome may come with it
         self._advance(SessionEvent.CHALLENGE)
         return self._handshake.encode([Proof(self._prove("dialler"))])
 
@@ -215,6 +256,8 @@ class Session:
             )
 
     def _opened(self) -> None:
+        if self.channel is not None:
+            self.channel.begun = True
         assert self.peer_role is not None
         self._codec = Codec(self._inbound[self.peer_role])
         self.reader.raise_limits(BODY_LIMIT, BUFFER_LIMIT)

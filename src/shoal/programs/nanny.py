@@ -31,7 +31,7 @@ from shoal.messages import RegisterNanny, ToNanny
 from shoal.programs.calls import call_user
 from shoal.shell.driver import Driver
 from shoal.shell.link import Identity, Link
-from shoal.shell.network import dial, local_address
+from shoal.shell.network import dial, local_address, redialler
 from shoal.shell.recorder import Recorder
 from shoal.shell.usage import resident_bytes
 
@@ -101,9 +101,18 @@ class NannyProgram:
 
     async def start(self, timeout: float = 30.0) -> None:
         """Connect to the scheduler, register, and start the worker process."""
+        grace = config.resume_timeout()
         self._link = await dial(
             self.scheduler,
-            lambda: Link(self._identity, True, lambda link: None, self._on_messages, self._on_closed),
+            lambda: Link(
+                self._identity,
+                True,
+                lambda link: None,
+                self._on_messages,
+                self._on_closed,
+                redial=redialler(self.scheduler, grace),
+                grace=grace,
+            ),
             timeout,
         )
         self._link.send(RegisterNanny(self.name, socket.gethostname(), os.getpid()))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import hmac
 import logging
+from collections.abc import Coroutine
 from typing import Any
 from uuid import uuid4
 
@@ -12,11 +14,12 @@ from shoal.core.effects import CallUser, CloseLink, Effect, Log, Send, Stop
 from shoal.core.events import CallDone, LinkLost, LinkOpened, Received
 from shoal.core.scheduler.reactor import SchedulerCore
 from shoal.core.scheduler.settings import Settings
+from shoal.ids import WorkerId
 from shoal.messages import INBOUND
 from shoal.programs.calls import call_user
 from shoal.shell.driver import Driver
 from shoal.shell.link import Identity, Link
-from shoal.shell.network import Server, listen
+from shoal.shell.network import Server, is_refused, listen
 
 logger = logging.getLogger("shoal.scheduler")
 
@@ -54,6 +57,7 @@ class SchedulerProgram:
         self.finished = asyncio.Event()
         self.reason = ""
         self._identity = Identity("scheduler", self.id, secret, INBOUND)
+        self._grace = config.resume_timeout()
         self._servers: list[Server] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self.driver = Driver(self.core, self._perform, asyncio.get_running_loop(), lambda error: self.finished.set())
@@ -72,7 +76,33 @@ class SchedulerProgram:
             await asyncio.sleep(0.005)
 
     def _make_link(self) -> Link:
-        return Link(self._identity, False, self._on_open, self._on_messages, self._on_closed)
+        return Link(
+            self._identity,
+            False,
+            self._on_open,
+            self._on_messages,
+            self._on_closed,
+            on_cut=self._on_cut,
+            find=self._find,
+            grace=self._grace,
+        )
+
+    def _find(self, role: str, id: str, token: bytes) -> Link | None:
+        """The link of a peer that comes back."""
+        link = self.links.get(id)
+        if link is None or link.channel is None or link.peer_role != role:
+            return None
+        return link if hmac.compare_digest(link.channel.token, token) else None
+
+    def _on_cut(self, link: Link, reason: str) -> None:
+        if link.peer_role == "worker":
+            self._spawn(self._probe(link))
+
+    async def _probe(self, link: Link) -> None:
+        """A worker whose process is gone will not come back: nobody listens where it did."""
+        worker = self.core.state.workers.get(WorkerId(link.peer_id))
+        if worker is not None and await is_refused(worker.addresses) and link.cut:
+            link.close("its process is gone")
 
     def _on_open(self, link: Link) -> None:
         if link.peer_id in self.links:
@@ -103,12 +133,15 @@ class SchedulerProgram:
                 if link is not None:
                     link.close(effect.reason)
             case CallUser():
-                task = asyncio.get_running_loop().create_task(self._call(effect))
-                self._tasks.add(task)
-                task.add_done_callback(self._tasks.discard)
+                self._spawn(self._call(effect))
             case Stop():
                 self.reason = effect.reason
                 self.finished.set()
+
+    def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def _call(self, effect: CallUser) -> None:
         payload = await call_user(effect.payload, dask_scheduler=self)

@@ -48,7 +48,7 @@ from shoal.shell.current import Home
 from shoal.shell.driver import Driver
 from shoal.shell.executor import ThreadExecutor
 from shoal.shell.link import Identity, Link
-from shoal.shell.network import Server, dial, listen
+from shoal.shell.network import Server, dial, listen, redialler
 from shoal.shell.peers import PeerPool
 from shoal.shell.recorder import SECEDED, Recorder
 from shoal.shell.serialize import payload_nbytes
@@ -150,9 +150,18 @@ class WorkerProgram:
             server, actual = await listen(address, self._make_inbound, self._serve.secret)
             self._servers.append(server)
             self.addresses.append(actual)
+        grace = config.resume_timeout()
         self._link = await dial(
             self._scheduler,
-            lambda: Link(self._up, True, lambda link: None, self._on_messages, self._on_closed),
+            lambda: Link(
+                self._up,
+                True,
+                lambda link: None,
+                self._on_messages,
+                self._on_closed,
+                redial=redialler(self._scheduler, grace),
+                grace=grace,
+            ),
             timeout,
         )
         if on_connected is not None:

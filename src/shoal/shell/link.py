@@ -9,10 +9,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Any
 
-from shoal.core.framing import COUNT_LIMIT, FrameReader, pack_frame
+from shoal.core.channel import Channel
+from shoal.core.framing import COUNT_LIMIT, Codec, Frame, FrameReader, pack_frame
 from shoal.core.session import NONCE_BYTES, Session
 from shoal.errors import HandshakeError, LinkClosedError, LinkError
 from shoal.shell import direct
@@ -24,6 +25,10 @@ logger = logging.getLogger("shoal.link")
 HANDSHAKE_TIMEOUT = 10.0
 #: Bytes of messages from which on what was said in one turn is written in several frames.
 FRAME_BYTES = 64 << 20
+#: Bytes that are kept for a peer whose connection is cut.
+KEPT_BYTES = 256 << 20
+#: The body of a frame that only acknowledges.
+_ACK = b"\x90"
 
 
 class Identity:
@@ -38,6 +43,9 @@ class Identity:
 class Link(asyncio.BufferedProtocol):
     """A link to one peer.
 
+    One that is given ``redial`` (by who dialled) or ``find`` (by who listens) outlives a connection that breaks
+    without a word: for ``grace`` seconds what is said is kept, and all of it arrives once, in order, on the next one.
+
     Parameters
     ----------
     identity
@@ -46,6 +54,14 @@ class Link(asyncio.BufferedProtocol):
         Whether this end opened the connection.
     on_open, on_messages, on_closed
         Called with the link; and its messages; and the reason. ``on_closed`` follows only an open.
+    on_cut
+        Called with the link and the reason where a connection broke and another may follow.
+    redial
+        Opens another connection for the link that it is given.
+    find
+        The link of a peer (role, id, token) that is open or cut.
+    grace
+        Seconds.
     """
 
     def __init__(
@@ -55,51 +71,85 @@ class Link(asyncio.BufferedProtocol):
         on_open: Callable[[Link], None],
         on_messages: Callable[[Link, list[Any]], None],
         on_closed: Callable[[Link, str], None],
+        *,
+        on_cut: Callable[[Link, str], None] | None = None,
+        redial: Callable[[Link], Coroutine[Any, Any, Link]] | None = None,
+        find: Callable[[str, str, bytes], Link | None] | None = None,
+        grace: float = 0.0,
     ) -> None:
         self.loop = asyncio.get_running_loop()
-        self.reader = FrameReader(allocate=AREAS.allocate)
-        self.session = Session(
-            identity.role,
-            identity.id,
-            identity.secret,
-            secrets.token_bytes(NONCE_BYTES),
-            dialling,
-            identity.inbound,
-            self.reader,
-        )
+        self._identity, self._dialling = identity, dialling
         self._on_open, self._on_messages, self._on_closed = on_open, on_messages, on_closed
+        self._on_cut, self._redial, self._find, self._grace = on_cut, redial, find, grace
+        self._codec: Codec
+        self._channel: Channel | None = None
+        if redial is not None and grace:
+            self._channel = Channel(secrets.token_bytes(16))
         self._transport: Any = None
         self._out: list[Any] = []
         self._scheduled = False
-        self._opened = False
+        self._opened = self._cut = self._over = False
         self._reason = ""
         self._timer: asyncio.TimerHandle | None = None
-        self.address = ""
+        self._grace_timer: asyncio.TimerHandle | None = None
+        self._redialling: asyncio.Task[None] | None = None
+        self.address = self.peer_id = self.peer_role = ""
         #: The process at the other end, where its memory may be read from here.
         self.peer_process: int | None = None
+        self._prepare()
+
+    def _prepare(self) -> None:
+        """Be ready for a handshake."""
+        self.reader = FrameReader(allocate=AREAS.allocate)
+        self.session = Session(
+            self._identity.role,
+            self._identity.id,
+            self._identity.secret,
+            secrets.token_bytes(NONCE_BYTES),
+            self._dialling,
+            self._identity.inbound,
+            self.reader,
+            channel=self._channel,
+            find=None if self._find is None else self._find_channel,
+        )
         #: Resolved once the handshake is through, or failed with its reason.
         self.ready: asyncio.Future[Link] = self.loop.create_future()
         self.ready.add_done_callback(lambda future: future.cancelled() or future.exception())
 
-    @property
-    def peer_id(self) -> str:
-        return self.session.peer_id
+    def _find_channel(self, role: str, id: str, token: bytes) -> Channel | None:
+        found = self._find(role, id, token) if self._find is not None else None
+        return None if found is None else found.channel
 
     @property
-    def peer_role(self) -> str:
-        return self.session.peer_role or ""
+    def channel(self) -> Channel | None:
+        """The conversation, where it outlives connections."""
+        return self._channel
 
     @property
     def closed(self) -> bool:
-        return self._transport is None or self._transport.is_closing()
+        """Whether nothing can be said any more."""
+        if self._cut:
+            return False
+        return self._over or self._transport is None or self._transport.is_closing()
+
+    @property
+    def cut(self) -> bool:
+        """Whether the connection broke, and another may follow."""
+        return self._cut
+
+    # -------------------------------------------------------------------------------------------- one connection
 
     def connection_made(self, transport: Any) -> None:
+        if self._cut:
+            self._prepare()
         self._transport = transport
         peer = transport.get_extra_info("peername")
         self.address = f"{peer[0]}:{peer[1]}" if isinstance(peer, tuple) else "local socket"
+        if not isinstance(peer, tuple):  # such connections break when the process at the other end is gone
+            self._channel = self.session.channel = None
         self.peer_process = direct.peer_process(transport)
         self._timer = self.loop.call_later(HANDSHAKE_TIMEOUT, self._give_up, "the handshake took too long")
-        if self.session.dialling:
+        if self._dialling:
             self._write(*self.session.hello())
 
     def get_buffer(self, sizehint: int) -> memoryview:
@@ -108,34 +158,63 @@ class Link(asyncio.BufferedProtocol):
     def buffer_updated(self, nbytes: int) -> None:
         try:
             for frame in self.reader.received(nbytes):
-                if self._opened:
-                    self._on_messages(self, self.session.decode(frame))
+                if self._opened and not self._cut:
+                    self._take(frame)
                 else:
                     self._shake(frame)
         except HandshakeError as error:
-            if not self.session.dialling:
+            if not self._dialling:
                 self._write(*self.session.refusal(str(error)))
             self._give_up(str(error), error)
         except LinkError as error:
             self._give_up(str(error), error)
 
-    def _shake(self, frame: Any) -> None:
+    def _take(self, frame: Frame) -> None:
+        channel = self._channel
+        if channel is not None:
+            channel.acknowledged(frame.acknowledged)
+            if not frame.sequence:
+                self._over = self._over or not len(frame.body)  # its last word, or an acknowledgement
+                return
+            if not channel.hears(frame.sequence, len(frame.body) + sum(map(len, frame.buffers))):
+                return
+        messages = self._codec.decode(frame.body, frame.buffers)
+        if channel is not None and channel.should_say and not self._scheduled:
+            self._write_pieces(pack_frame(_ACK, (), 0, channel.header()[1]))
+        self._on_messages(self, messages)
+
+    def _shake(self, frame: Frame) -> None:
         reply = self.session.shake(frame)
         if reply is not None:
             self._write(*reply)
-        if self.session.open:
-            self._opened = True
-            if self._timer is not None:
-                self._timer.cancel()
-            if not self.ready.done():
-                self.ready.set_result(self)
-            self._on_open(self)
+        if not self.session.open:
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        self._channel = self.session.channel
+        if self.session.resumed and not self._dialling:
+            self._hand_over()
+            return
+        if not self.ready.done():
+            self.ready.set_result(self)
+        if self._cut:
+            self._go_on()
+            return
+        self.peer_id, self.peer_role = self.session.peer_id, self.session.peer_role or ""
+        self._codec = self.session.codec
+        self._opened = True
+        self._on_open(self)
 
     def _give_up(self, reason: str, error: Exception | None = None) -> None:
-        logger.warning("closed the link with %s %s: %s", self.peer_role or "a stranger at", self.address, reason)
+        """This connection is of no use."""
+        logger.warning(
+            "closed the link with %s %s: %s", self.session.peer_role or "a stranger at", self.address, reason
+        )
         if not self.ready.done():
             self.ready.set_exception(error if isinstance(error, LinkError) else HandshakeError(reason))
-        self._reason = reason
+        if not self._cut:
+            self._reason = reason
+            self._over = True
         if self._transport is not None:
             self._transport.close()
 
@@ -145,13 +224,74 @@ class Link(asyncio.BufferedProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         if self._timer is not None:
             self._timer.cancel()
+        if not self.session.open or self._cut:
+            self.session.close()
+            if not self.ready.done():
+                self.ready.set_exception(LinkClosedError(f"during the handshake: {exc or 'the other side closed it'}"))
+            return
         self.session.close()
         reason = self._reason or (str(exc) if exc else "the other side closed it")
-        if not self.ready.done():
-            self.ready.set_exception(LinkClosedError(f"during the handshake: {reason}"))
+        if self._opened and self._channel is not None and not self._over:
+            self._suspend(reason)
+        else:
+            self._end(reason)
+
+    def _end(self, reason: str) -> None:
+        """The link is no more."""
+        self._over, self._cut = True, False
+        for timer in (self._grace_timer, self._redialling):
+            if timer is not None and timer is not _current_task():
+                timer.cancel()
         if self._opened:
             self._opened = False
-            self._on_closed(self, reason)
+            self._on_closed(self, self._reason or reason)
+
+    # -------------------------------------------------------------------------------------------- cut, and going on
+
+    def _suspend(self, reason: str) -> None:
+        """The connection broke without a word: another may follow."""
+        self._cut, self._transport = True, None
+        logger.warning("the connection with %s %s broke (%s); it may come back", self.peer_role, self.address, reason)
+        text = f"{reason}, and nothing was heard for {self._grace:g} s"
+        self._grace_timer = self.loop.call_later(self._grace, self._end, text)
+        if self._redial is not None:
+            self._redialling = self.loop.create_task(self._dial_again(self._redial))
+        if self._on_cut is not None:
+            self._on_cut(self, reason)
+
+    async def _dial_again(self, redial: Callable[[Link], Coroutine[Any, Any, Link]]) -> None:
+        try:
+            await redial(self)
+        except LinkError as error:
+            self._end(str(error))
+
+    def _hand_over(self) -> None:
+        """This connection carries on the conversation of another link, which takes it."""
+        assert self._find is not None
+        assert self._channel is not None
+        session = self.session
+        old = self._find(session.peer_role or "", session.peer_id, self._channel.token)
+        assert old is not None
+        transport, self._transport = self._transport, None
+        transport.set_protocol(old)
+        if old._transport is not None:  # this end has not seen yet that its connection is dead
+            old._transport.set_protocol(asyncio.Protocol())
+            old._transport.abort()
+        old.session, old.reader, old._transport, old.address = session, self.reader, transport, self.address
+        old._go_on()
+
+    def _go_on(self) -> None:
+        """Another connection is there: say again what may not have been heard."""
+        assert self._channel is not None
+        self._cut = False
+        if self._grace_timer is not None:
+            self._grace_timer.cancel()
+        frames = list(self._channel.again(self.session.peer_heard))
+        logger.info("the connection with %s %s is back; %d frames again", self.peer_role, self.address, len(frames))
+        for pieces in frames:
+            self._write_pieces(pieces)
+
+    # -------------------------------------------------------------------------------------------- saying
 
     def send(self, message: Any) -> None:
         """Put ``message`` on the link; it leaves with all others of this turn of the loop."""
@@ -163,28 +303,52 @@ class Link(asyncio.BufferedProtocol):
     def flush(self) -> None:
         """Write what was sent so far."""
         self._scheduled = False
-        if not self._out or self.closed or not self.session.open:
+        if not self._out or self.closed or not self._opened:
             self._out.clear()
             return
         out, self._out = self._out, []
         self._write_all(out)
 
     def _write_all(self, messages: list[Any]) -> None:
-        body, buffers = self.session.encode(messages)
+        body, buffers = self._codec.encode(messages)
         if len(messages) > 1 and (len(body) > FRAME_BYTES or len(buffers) > COUNT_LIMIT):
             middle = len(messages) // 2
             self._write_all(messages[:middle])
             self._write_all(messages[middle:])
-        else:
+            return
+        channel = self._channel
+        if channel is None:
             self._write(body, buffers)
+            return
+        pieces = pack_frame(body, buffers, *channel.header())
+        channel.keep(pieces, sum(map(len, pieces)))
+        if not self._cut:
+            self._write_pieces(pieces)
+        elif channel.kept_bytes > KEPT_BYTES:
+            self._end(f"{channel.kept_bytes} bytes were said while the connection was cut")
 
     def _write(self, body: bytes, buffers: list[Any]) -> None:
-        for piece in pack_frame(body, buffers):
+        self._write_pieces(pack_frame(body, buffers))
+
+    def _write_pieces(self, pieces: list[Any]) -> None:
+        for piece in pieces:
             self._transport.write(piece)
 
     def close(self, reason: str = "") -> None:
         """Write what was sent, then close."""
         self.flush()
         self._reason = self._reason or reason
-        if self._transport is not None:
+        if self._cut:
+            self._end(reason)
+        elif self._transport is not None:
+            if self._channel is not None and self._opened and not self._transport.is_closing():
+                self._write(b"", [])  # so that it is not taken for a cut
+            self._over = True
             self._transport.close()
+
+
+def _current_task() -> asyncio.Task[Any] | None:
+    try:
+        return asyncio.current_task()
+    except RuntimeError:
+        return None

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from time import monotonic
 from typing import Any, Protocol
 from uuid import uuid4
@@ -81,6 +81,36 @@ def contact_host(host: str) -> str:
             return found
         except OSError:
             return "127.0.0.1"
+
+
+def redialler(addresses: list[str], grace: float) -> Callable[[Link], Coroutine[Any, Any, Link]] | None:
+    """What opens another connection for a link to one of ``addresses`` whose first one broke, over the network."""
+    far = [address for address in addresses if split_address(address)[0] == "tcp"]
+    if not far or not grace:
+        return None
+
+    async def redial(link: Link) -> Link:
+        return await dial(far, lambda: link, grace)
+
+    return redial
+
+
+async def is_refused(addresses: list[str]) -> bool:
+    """Whether nobody listens any more at any of ``addresses``, on a machine that answers."""
+    for address in addresses:
+        scheme, host, port = split_address(address)
+        if scheme != "tcp":
+            continue
+        try:
+            async with asyncio.timeout(5):
+                _, writer = await asyncio.open_connection(host, port)
+        except ConnectionRefusedError:
+            continue
+        except (OSError, TimeoutError):
+            return False
+        writer.close()
+        return False
+    return any(split_address(address)[0] == "tcp" for address in addresses)
 
 
 class Server(Protocol):

@@ -23,10 +23,10 @@ HOSTS: Final = ("h0", "h1")
 
 #: What may happen, with its weight.
 WEIGHTS: Final = {
-    "crash": 3, "join": 3, "cut": 2, "half-open link": 1, "slow worker": 2, "slow link": 2, "deaf worker": 2,
-    "forgetful worker": 2, "stopped worker": 2, "lost heartbeats": 1, "pause": 3, "memory": 1, "nanny restart": 1,
-    "nanny death": 1, "release": 4, "cancel": 3, "resubmit": 4, "retry": 2, "changes of mind": 4, "vanish": 1,
-    "restart": 1, "redefine": 2,
+    "crash": 3, "join": 3, "cut": 2, "interruption": 4, "half-open link": 1, "slow worker": 2, "slow link": 2,
+    "deaf worker": 2, "forgetful worker": 2, "stopped worker": 2, "lost heartbeats": 1, "pause": 3, "memory": 1,
+    "nanny restart": 1, "nanny death": 1, "release": 4, "cancel": 3, "resubmit": 4, "retry": 2,
+    "changes of mind": 4, "vanish": 1, "restart": 1, "redefine": 2,
 }  # fmt: skip
 
 
@@ -235,6 +235,24 @@ def _cut(world: World, worker: WorkerNode, rng: Random) -> bool:
     return True
 
 
+def _interrupt(world: World, worker: WorkerNode, rng: Random) -> bool:
+    """The connection of a worker or of a client breaks, and another takes its place a while later."""
+    nodes: list[WorkerNode | ClientNode] = [worker, *world.clients.values()]
+    node = rng.choice(nodes)
+    down = world.down(node)
+    if node.up is None or down is None or node.up.interrupted:
+        return False
+    wires = (node.up, down)
+    for wire in wires:
+        wire.interrupt()
+
+    def go_on() -> None:
+        world.counters["messages said again"] += sum(wire.go_on() for wire in wires)
+
+    world.after(rng.choice([0.01, 0.2, 1.0]), go_on)
+    return True
+
+
 def _half_open(world: World, worker: WorkerNode, rng: Random) -> bool:
     """What one end says, or both, is lost, and nobody is told: only silence tells."""
     down = world.down(worker)
@@ -304,6 +322,7 @@ def _nanny_dies(world: World, worker: WorkerNode, rng: Random) -> bool:
 _TO_WORKERS: Final[dict[str, Callable[[World, WorkerNode, Random], bool]]] = {
     "crash": _crash,
     "cut": _cut,
+    "interruption": _interrupt,
     "half-open link": _half_open,
     "slow worker": _slow,
     "slow link": _slow_link,

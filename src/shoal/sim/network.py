@@ -7,6 +7,7 @@ from collections.abc import Callable
 from random import Random
 from typing import Any
 
+from shoal.core.channel import Channel, to_wire
 from shoal.core.framing import Codec
 
 Schedule = Callable[[float, Callable[[], None]], None]
@@ -28,9 +29,10 @@ class Wire:
     ) -> None:
         self._codec = Codec(union)
         self._random, self._delay, self._after, self._deliver = rng, delay, after, deliver
-        self._line: deque[Any] = deque()
-        self._arrivals = 0
-        self.cut = False
+        self._line: deque[tuple[int, Any]] = deque()
+        #: What the two ends know of the conversation: this one of what it said, that one of what it heard.
+        self._here, self._there = Channel(b"sim"), Channel(b"sim")
+        self.cut = self.interrupted = False
         #: Half open: what is sent is lost, and nobody is told.
         self.swallows = False
         #: Seconds that are added to each delivery.
@@ -40,8 +42,13 @@ class Wire:
         """Put a message in line."""
         if self.cut or self.swallows:
             return
-        self._line.append(message)
-        self._arrivals += 1
+        frame = (self._here.header()[0], message)
+        self._here.keep(frame, 1)
+        if not self.interrupted:
+            self._depart(frame)
+
+    def _depart(self, frame: tuple[int, Any]) -> None:
+        self._line.append(frame)
         low, high = self._delay
         self._after(self._random.uniform(low, high) + self.slowness, self._arrive)
 
@@ -50,9 +57,26 @@ class Wire:
         if self.cut or self.swallows or not self._line:
             return
         count = len(self._line) if self._random.random() < 0.5 else 1
-        messages = [self._line.popleft() for _ in range(count)]
-        body, buffers = self._codec.encode(messages)
-        self._deliver(self._codec.decode(body, [memoryview(bytes(buffer)) for buffer in buffers]))
+        frames = [self._line.popleft() for _ in range(count)]
+        messages = [message for number, message in frames if self._there.hears(number, 1)]
+        if self._random.random() < 0.5:
+            self._here.acknowledged(self._there.header()[1])
+        if messages:
+            body, buffers = self._codec.encode(messages)
+            self._deliver(self._codec.decode(body, [memoryview(bytes(buffer)) for buffer in buffers]))
+
+    def interrupt(self) -> None:
+        """The connection breaks: what is on its way is lost."""
+        self.interrupted = True
+        self._line.clear()
+
+    def go_on(self) -> int:
+        """There is another connection: what may not have been heard is said again. Return how much that is."""
+        self.interrupted = False
+        frames = [] if self.cut or self.swallows else list(self._here.again(to_wire(self._there.heard)))
+        for frame in frames:
+            self._depart(frame)
+        return len(frames)
 
     def break_off(self) -> None:
         """Nothing more arrives."""

@@ -29,7 +29,7 @@ def graph(shape: str, size: int, rng: Random, prefix: str) -> dict[str, list[str
         found |= {f"{prefix}-split-{n}": [inputs[n]] for n in range(width)}
         found |= {f"{prefix}-join-{n}": [f"{prefix}-split-{m}" for m in range(width)] for n in range(width)}
         return found
-    return {key: rng.sample(keys[:n], min(n, rng.randint(0, 3))) for n, key in enumerate(keys)}
+    return {key: [keys[m] for m in rng.sample(range(n), min(n, rng.randint(0, 3)))] for n, key in enumerate(keys)}
 
 
 def value_of(key: str, inputs: list[bytes], payload: bytes = b"") -> bytes:

@@ -224,7 +224,7 @@ class World:
         self._connect(client)
         return client
 
-    def down(self, node: WorkerNode) -> Wire | None:
+    def down(self, node: WorkerNode | ClientNode) -> Wire | None:
         """The link from the scheduler to ``node``, if it is whole."""
         return self._down.get(node.name)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from itertools import islice
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from shoal.core.scheduler.roster import WorkerRecord
 from shoal.core.scheduler.task import Task, TaskState
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 #: Holders of one input that are looked at; an input with more copies than this is nearly everywhere.
 HOLDERS_COMPARED: Final = 16
+#: Workers that are compared for a restricted task, and kinds of restrictions whose workers are remembered.
+ABLE_COMPARED: Final = 32
+KINDS_REMEMBERED: Final = 1000
 #: Seconds that one transfer takes before its first byte.
 TRANSFER_LATENCY: Final = 0.001
 
@@ -78,12 +81,7 @@ def ahead(state: Tables, task: Task) -> WorkerRecord | None:
 def choose(state: Tables, task: Task) -> WorkerRecord | None:
     """Return the worker for a task with inputs or restrictions, or None where none may run it."""
     if is_restricted(task):
-        candidates = [w for w in state.workers.values() if w.running and allowed(task, w)]
-        options = task.options
-        if options is not None and options.workers and options.allow_other_workers:
-            preferred = [w for w in candidates if any(w.answers_to(name) for name in options.workers)]
-            candidates = preferred or candidates
-        return _soonest(state, task, candidates)
+        return _soonest(state, task, _some_allowed(state, task))
     found: dict[WorkerRecord, None] = {}
     for dep in task.deps:
         for worker in islice(dep.who_has or (), HOLDERS_COMPARED):
@@ -95,6 +93,41 @@ def choose(state: Tables, task: Task) -> WorkerRecord | None:
     if not found:
         found = dict.fromkeys(w for w in state.workers.values() if w.running)
     return _soonest(state, task, found)
+
+
+def _some_allowed(state: Tables, task: Task) -> Iterable[WorkerRecord]:
+    """Workers that may run a restricted task: all, or where they are many those that hold its inputs and some others.
+
+    Tasks with the same restrictions share one list, which lasts until a worker comes, goes or pauses.
+    """
+    kind = restrictions(task)
+    able = state.able.get(kind)
+    if able is None:
+        able = [w for w in state.workers.values() if w.running and allowed(task, w)]
+        options = task.options
+        if options is not None and options.workers and options.allow_other_workers:
+            able = [w for w in able if any(w.answers_to(name) for name in options.workers)] or able
+        if len(state.able) >= KINDS_REMEMBERED:
+            state.able.clear()
+        state.able[kind] = able
+    if len(able) <= 2 * ABLE_COMPARED:
+        return able
+    at = state.rotation = (state.rotation + ABLE_COMPARED) % len(able)
+    found = dict.fromkeys(able[at : at + ABLE_COMPARED])
+    for dep in task.deps:
+        for worker in islice(dep.who_has or (), HOLDERS_COMPARED):
+            if worker.running and allowed(task, worker):
+                found[worker] = None
+    return found
+
+
+def restrictions(task: Task) -> Any:
+    """What the tasks have in common that the same workers may run; None for those that all may."""
+    options = task.options
+    if options is None or not is_restricted(task):
+        return None
+    workers = tuple(options.workers or ())
+    return workers, tuple((options.resources or {}).items()), options.allow_other_workers, options.executor
 
 
 def _soonest(state: Tables, task: Task, candidates: Iterable[WorkerRecord]) -> WorkerRecord | None:

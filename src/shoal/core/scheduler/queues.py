@@ -105,11 +105,11 @@ class Stranded:
         self.size = 0
 
     def add(self, task: Task, now: float) -> None:
-        self._groups.setdefault(_restrictions(task), {})[task] = now
+        self._groups.setdefault(placement.restrictions(task), {})[task] = now
         self.size += 1
 
     def discard(self, task: Task) -> None:
-        kind = _restrictions(task)
+        kind = placement.restrictions(task)
         group = self._groups[kind]
         del group[task]
         if not group:
@@ -117,7 +117,7 @@ class Stranded:
         self.size -= 1
 
     def __contains__(self, task: Task) -> bool:
-        return task in self._groups.get(_restrictions(task), ())
+        return task in self._groups.get(placement.restrictions(task), ())
 
     def __iter__(self) -> Iterator[Task]:
         for group in self._groups.values():
@@ -150,11 +150,3 @@ class Stranded:
             if kind:
                 found.append(kind)
         return found
-
-
-def _restrictions(task: Task) -> Any:
-    options = task.options
-    if options is None or not placement.is_restricted(task):
-        return None
-    workers = tuple(options.workers or ())
-    return workers, tuple((options.resources or {}).items()), options.allow_other_workers, options.executor

@@ -458,11 +458,13 @@ class SchedulerState(Assignment):
 
     def _takes_tasks(self, worker: WorkerRecord) -> None:
         self.running_nthreads += worker.nthreads
+        self.able.clear()
         self.open.note(worker)
         self._ready += self.stranded.candidates(worker)
 
     def _takes_none(self, worker: WorkerRecord) -> None:
         self.running_nthreads -= worker.nthreads
+        self.able.clear()
         self.crowded.pop(worker, None)
         if not self.running_nthreads:
             for task in self.queue.tasks():

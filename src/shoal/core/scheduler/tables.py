@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from typing import Final
+from typing import Any, Final
 
 from shoal.core.scheduler.outbox import Outbox
 from shoal.core.scheduler.queues import OpenWorkers, Stranded, TaskQueue
@@ -44,6 +44,9 @@ class Tables(Outbox):
         self.stranded = Stranded()
         #: Workers that have more than they can run, as an ordered set; some may not any more.
         self.crowded: dict[WorkerRecord, None] = {}
+        #: Workers that may run tasks with the same restrictions, and where the next comparison of some of them begins.
+        self.able: dict[Any, list[WorkerRecord]] = {}
+        self.rotation = 0
         self.total_nthreads = 0
         #: Threads of the workers that take tasks now.
         self.running_nthreads = 0
