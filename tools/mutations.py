@@ -24,6 +24,8 @@ SOURCE = Path(__file__).parents[1] / "src"
 STATE, SCHEDULER = "core/scheduler/state.py", "core/scheduler/reactor.py"
 ASSIGNMENT = "core/scheduler/assignment.py"
 WORKER, CLIENT = "core/worker/reactor.py", "core/client/reactor.py"
+COPIES, FLEET, SLOTS = "core/worker/copies.py", "core/scheduler/fleet.py", "core/worker/slots.py"
+CHANNEL, NANNY = "core/channel.py", "core/nanny/reactor.py"
 
 #: What is broken, where, and how: the text that goes, and what comes in its place.
 MUTATIONS: list[tuple[str, str, str, str]] = [
@@ -34,7 +36,7 @@ MUTATIONS: list[tuple[str, str, str, str]] = [
     ("tasks of a dead worker stay with it", STATE, "            if task.worker is worker:\n                self.give_back", "            if False:\n                self.give_back"),
     ("results of a dead worker are still counted on", STATE, "        for task in tuple(worker.has_what):\n            self.lose_replica(task, worker)", "        pass"),
     ("copies of released tasks are not freed", STATE, "                self.free(worker, task.key)\n                self._forget_replica", "                self._forget_replica"),
-    ("reports of earlier assignments count", SCHEDULER, "task.worker is worker and task.attempt == item.attempt", "task.worker is worker"),
+    ("reports of earlier assignments count", FLEET, "task.worker is not worker or task.attempt != item.attempt", "task.worker is not worker"),
     ("assignments are numbered for each key", ASSIGNMENT, "        task.attempt = self.attempts\n", "        task.attempt += 1\n"),
     ("what was assigned ahead of a failure is not taken back", STATE, "                if t is not task and worker is not None:", "                if False and worker is not None:"),
     ("what was assigned ahead is not taken back with its input", STATE, "                    known.add(dependent)\n                    found.append(dependent)\n", "                    known.add(dependent)\n"),
@@ -43,27 +45,45 @@ MUTATIONS: list[tuple[str, str, str, str]] = [
     ("what nobody wants any more is kept", STATE, "        if not task.needed:\n            self._loose.append(task)\n\n    def cancel", "    def cancel"),
     ("a cancellation is not told", STATE, "                    self.tell(other, KeysCancelled([t.key], reason))", "                    pass"),
     ("a vanished client still wants", SCHEDULER, "        for task in tuple(client.wants):\n            state.unwant(client, task)\n        state.drop", "        state.drop"),
-    ("a missing copy is not struck off", SCHEDULER, "            if holder is not None:\n                state.lose_replica(task, holder)\n", "            if holder is not None:\n"),
+    ("a missing copy is not struck off", FLEET, "            if holder is not None:\n                state.lose_replica(task, holder)\n", "            if holder is not None:\n"),
     ("a lost input does not block its dependents", STATE, "                dependent.n_waiting += 1\n", "                pass\n"),
     ("an error does not reach the dependents", STATE, "            stack.extend(t.dependents or ())\n            if not t.needed", "            if not t.needed"),
     ("old news hits new wishes", "core/client/future.py", "self.wished == self.said and wish >= self.wish", "True"),
-    ("the last release is not told", CLIENT, "            self._unwanted.append(record.key)", "            pass"),
+    ("the last release is not told", CLIENT, "                del self.futures[record.key]\n                self._unwanted.append(record.key)", "                del self.futures[record.key]"),
     ("a thread that ended is still counted", WORKER, "        self.slots.give(record, outcome.stop - outcome.start if began else None)", "        pass"),
     ("resources are not given back", "core/worker/slots.py", "            self.available[name] += amount", "            pass"),
     ("a dropped attempt holds on to its inputs", WORKER, "        self._attempt(record, AttemptEvent.DROP)\n        self._release_deps(record)", "        self._attempt(record, AttemptEvent.DROP)"),
     ("what is wanted after an activity is not begun", WORKER, "        if record.goal is Goal.COMPUTE:\n            self._begin(record)\n        elif record.waiters:", "        if record.waiters:"),
-    ("a missing key is not reported", WORKER, "        self._out.append(Missing(record.key,", "        (Missing(record.key,"),
-    ("what did not fit into an answer is forgotten", WORKER, "        for record in records.values():\n            # Neither", "        for record in ():\n            # Neither"),
+    ("a missing key is not reported", COPIES, "        self._out.append(Missing(record.key,", "        (Missing(record.key,"),
+    ("what did not fit into an answer is forgotten", COPIES, "        for record in records.values():\n            # Neither", "        for record in ():\n            # Neither"),
     ("a value that is here is not reported when asked for", WORKER, "        if record.replica is ReplicaState.HELD:\n            self._report_done(record)\n        elif", "        if record.replica is ReplicaState.HELD:\n            pass\n        elif"),
-    ("a record is forgotten while a thread is at work", WORKER, "record.goal is not Goal.DROP or record.waiters or record.busy or", "record.goal is not Goal.DROP or record.waiters or"),
-    ("a copy that arrives is not reported", WORKER, "            if record.goal is Goal.COMPUTE:\n                self._report_done(record)\n            else:\n                self._add_key(record)\n            self._stored(record)\n        for key, reason", "            self._stored(record)\n        for key, reason"),
+    ("a record is forgotten while a thread is at work", COPIES, "record.goal is not Goal.DROP or record.waiters or record.busy or", "record.goal is not Goal.DROP or record.waiters or"),
+    ("a copy that arrives is not reported", COPIES, "            if record.goal is Goal.COMPUTE:\n                self._report_done(record)\n            else:\n                self._add_key(record)\n            self._stored(record)\n        for key, reason", "            self._stored(record)\n        for key, reason"),
     ("a granted theft leaves the task nowhere", "core/scheduler/stealing.py", "            state.give_back(task)\n", "            pass\n"),
     ("an answer about an earlier assignment counts", "core/scheduler/stealing.py", "task.attempt != answer.attempt or task.thief is None", "False"),
     ("a worker gives up what is in a thread", WORKER, "            and record.attempt in PENDING\n            and record.spec", "            and record.spec"),
     ("a theft is counted for ever", ASSIGNMENT, "            task.thief.n_stealing -= 1\n", "            pass\n"),
     ("who left the pool still takes a thread", "core/worker/slots.py", "        self._seceded[record.key] = self._leave(record.key)", "        pass"),
     ("a task that left the pool still counts as work", "core/scheduler/assignment.py", "            worker.occupancy -= task.estimate\n            task.estimate = 0.0\n", "            task.estimate = 0.0\n"),
-    ("waiting tasks are not told of a value that came", WORKER, "            waiter.n_missing -= 1\n            if waiter.n_missing == 0:\n                self._prepare(waiter)", "            waiter.n_missing -= 1"),
+    ("waiting tasks are not told of a value that came", COPIES, "            waiter.n_missing -= 1\n            if waiter.n_missing == 0:\n                self._prepare(waiter)", "            waiter.n_missing -= 1"),
+    ("a paused worker keeps what waits there", WORKER, "                self._drop_attempt(record)\n                self._give_back(record)\n", "                pass\n"),
+    ("a paused worker goes on starting tasks", WORKER, "        if self.paused:\n            self._give_back(record)\n            return\n", ""),
+    ("what a worker gives back stays assigned to it", FLEET, "                    if task is not None:\n                        state.give_back(task)\n            case Freed", "                    pass\n            case Freed"),
+    ("a worker that takes tasks again is not told to those who waited for it", STATE, "        self._ready += self.stranded.candidates(worker)\n", ""),
+    ("queued tasks wait for workers that take none", STATE, "            for task in self.queue.tasks():\n                self._strand(task)\n", "            pass\n"),
+    ("a thread that is free is counted for ever", WORKER, "        if record.released:\n            assert", "        if False:\n            assert"),
+    ("tasks that wait for a resource take the room of those that would free it", "core/scheduler/queues.py", "worker.n_runnable - worker.n_needy", "worker.n_runnable"),
+    ("a running value of another definition counts", WORKER, "        if record.edition != record.wanted:\n            if outcome", "        if False:\n            if outcome"),
+    ("a copy of another definition counts", COPIES, "            if event.editions.get(key, 0) != record.wanted:", "            if False:"),
+    ("a held value of another definition counts", COPIES, "        if record.replica is ReplicaState.HELD and record.edition != record.wanted:", "        if False:"),
+    ("a silent worker is kept", FLEET, "            if silent > ttl:", "            if False:"),
+    ("whoever is blamed need not have run", FLEET, "            running = [task.key for task in assigned[: worker.nthreads]]", "            running = [*state.tasks]"),
+    ("what was not heard is not said again", CHANNEL, "        return iter([frame for frame, _ in self._kept])", "        return iter(())"),
+    ("what was heard is taken again", CHANNEL, "        if number < self.heard:\n            return False", "        if number < self.heard:\n            return True"),
+    ("a worker that died is not started again", NANNY, "        if not pause:\n            self._start(now)\n", ""),
+    ("a restriction to a host is passed over", "core/scheduler/placement.py", "        not options.workers or options.allow_other_workers or", "        True or"),
+    ("the list of who may run what is never renewed", STATE, "        self.running_nthreads += worker.nthreads\n        self.able.clear()\n", "        self.running_nthreads += worker.nthreads\n"),
+    ("a task of another pool takes a thread of the first", SLOTS, "        return self.pools[record.spec.executor]", "        return self.pools[\"\"]"),
 ]  # fmt: skip
 
 _RUN = """

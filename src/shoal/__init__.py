@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from shoal.client.actor import Actor as Actor
+    from shoal.client.actor import ActorFuture as ActorFuture
     from shoal.client.client import Client as Client
     from shoal.client.current import default_client as default_client
     from shoal.client.current import get_client as get_client
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
     from shoal.security import Security as Security
 
 _EXPORTS = {
+    "Actor": "shoal.client.actor",
+    "ActorFuture": "shoal.client.actor",
     "Client": "shoal.client.client",
     "DumpArtefact": "shoal.client.dump",
     "Future": "shoal.client.future",
@@ -47,6 +51,8 @@ _EXPORTS = {
     "wait": "shoal.client.waiting",
 }
 __all__ = [
+    "Actor",
+    "ActorFuture",
     "Client",
     "DumpArtefact",
     "Future",

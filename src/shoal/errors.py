@@ -14,6 +14,7 @@
     ├── TaskError
     │   ├── KilledWorker                     the workers that ran the task died
     │   ├── NoValidWorkerError               no worker could run it for too long
+    │   ├── LostActorError (ValueError)      the worker that held it is gone
     │   ├── LostDataError                    scattered data whose last copy is gone
     │   └── FutureCancelledError (CancelledError)
     ├── StartError                           a process did not come up
@@ -96,6 +97,10 @@ class KilledWorker(TaskError):
 
 class NoValidWorkerError(TaskError):
     """No worker could run the task for ``distributed.scheduler.no-workers-timeout``."""
+
+
+class LostActorError(TaskError, ValueError):
+    """The worker that held an actor is gone, or everybody has let go of it."""
 
 
 class LostDataError(TaskError):

@@ -118,6 +118,7 @@ class Options(Item):
     allow_other_workers: bool = False
     resources: dict[str, float] | None = None
     executor: str = ""
+    actor: bool = False
 
 
 class TaskSpec(Item):
@@ -601,7 +602,16 @@ class PutData(Message):
     items: dict[str, Any]
 
 
-FromPeer = GetData | Returned | PutData | Bye
+class ActorCall(Message):
+    """Call a method of an actor that lives here with pickled arguments, or (without) read an attribute."""
+
+    rid: int
+    key: str
+    name: str
+    payload: Any = None
+
+
+FromPeer = GetData | Returned | PutData | ActorCall | Bye
 ToPeer = Data | Answer | Bye
 
 # ---------------------------------------------------------------------------------------------- nanny ↔ scheduler

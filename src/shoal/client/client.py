@@ -10,6 +10,7 @@ from uuid import uuid4
 
 from shoal import config
 from shoal.client import current
+from shoal.client.actor import MakeActor
 from shoal.client.future import Future, failure_of
 from shoal.client.graphs import finalized, graph_tasks, persisted
 from shoal.client.packing import name_of, options_of, own, pack_calls
@@ -73,6 +74,8 @@ class Client(Questions):
         retries: int | None = None,
         priority: int | None = None,
         allow_other_workers: bool | None = None,
+        actor: bool = False,
+        actors: bool = False,
         pure: bool = True,
         **kwargs: Any,
     ) -> Future:
@@ -90,6 +93,8 @@ class Client(Questions):
             How often it is tried again when it raises.
         priority
             Higher runs first.
+        actor, actors
+            Make an object that stays on its worker, and give an :class:`~shoal.Actor` that stands for it.
         pure
             Whether the same call gives the same result, so that it has the same key.
 
@@ -100,7 +105,10 @@ class Client(Questions):
         ForeignFutureError
             If an argument is a future of another client, or of a closed one.
         """
-        options = options_of(priority, retries, workers, allow_other_workers, resources)
+        actor = actor or actors
+        options = options_of(priority, retries, workers, allow_other_workers, resources, actor)
+        if actor:
+            func, pure = MakeActor(func), False
         return self._submit_calls(func, [(args, kwargs)], None if key is None else [key], options, pure)[0]
 
     def map(

@@ -136,6 +136,7 @@ def options_of(
     workers: Any = None,
     allow_other_workers: bool | None = None,
     resources: dict[str, float] | None = None,
+    actor: bool = False,
 ) -> Options:
     """Check what a submission asks for beyond the function; what is not given comes from ``dask.annotate``.
 
@@ -169,7 +170,7 @@ def options_of(
         raise UsageError(f"executor must be the name of a pool of threads, got {executor!r}")
     named = None if workers is None else [str(worker) for worker in workers]
     executor = "" if executor == "default" else executor
-    return Options(int(priority), retries, named, bool(allow_other_workers), resources, executor)
+    return Options(int(priority), retries, named, bool(allow_other_workers), resources, executor, actor)
 
 
 def _annotations() -> dict[str, Any]:

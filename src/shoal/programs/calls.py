@@ -26,5 +26,4 @@ async def call_user(payload: Any, **special: Any) -> Any:
             value = await value
         return serialize.dumps((True, value), "the result of the function")
     except Exception as error:
-        sent = serialize.dump_error(error)
-        return serialize.dumps((False, (sent.exception, sent.traceback, sent.text, sent.traceback_text)))
+        return serialize.dumps((False, serialize.error_parts(error)))

@@ -28,6 +28,7 @@ from shoal.core.events import (
 from shoal.core.worker.reactor import WorkerCore
 from shoal.errors import LinkError, SerializationError, StartError
 from shoal.messages import (
+    ActorCall,
     Answer,
     Bye,
     Data,
@@ -43,6 +44,7 @@ from shoal.messages import (
 )
 from shoal.programs.calls import call_user
 from shoal.shell import direct
+from shoal.shell.actors import Actors
 from shoal.shell.areas import AREAS
 from shoal.shell.current import Home
 from shoal.shell.driver import Driver
@@ -109,6 +111,7 @@ class WorkerProgram:
         inline = config.nbytes(config.get("shoal.worker.inline-bytes", 8192), "shoal.worker.inline-bytes")
         numbers = list(range(total + SECEDED))[::-1]
         home = Home(self, scheduler, secret)
+        self.actors = Actors(home)
         self._pools = {
             pool: ThreadExecutor(
                 size, self.store, loop, self._on_outcomes, self._on_left, inline, written, home, numbers
@@ -259,6 +262,7 @@ class WorkerProgram:
                     pool.functions(effect.functions)
             case Drop():
                 self.store.drop(effect.keys)
+                self.actors.drop(effect.keys)
             case CancelRun():
                 for pool in self._pools.values():
                     pool.cancel(effect.keys)
@@ -318,8 +322,13 @@ class WorkerProgram:
                 refused = [key for key in message.items if key not in taken]
                 self.driver.push(PutDone(message.client, self._keep(taken), refused))
                 link.send(Answer(message.rid, "OK"))
+            elif isinstance(message, ActorCall):
+                self._spawn(self._call_actor(link, message))
             elif isinstance(message, Bye):
                 link.close()
+
+    async def _call_actor(self, link: Link, message: ActorCall) -> None:
+        link.send(Answer(message.rid, await self.actors.call(message.key, message.name, message.payload)))
 
     def _read(self, link: Link, message: GetData) -> Data:
         answer = Data(message.rid, {}, [], {})
@@ -363,4 +372,5 @@ class WorkerProgram:
         self._peers.close()
         for pool in self._pools.values():
             pool.close()
+        self.actors.close()
         await asyncio.sleep(0)

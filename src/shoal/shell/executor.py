@@ -27,6 +27,11 @@ def current_pool() -> ThreadExecutor | None:
     return getattr(_local, "executor", None)
 
 
+def current_key() -> str | None:
+    """The key of the task that this thread runs, or None outside of tasks."""
+    return getattr(_local, "key", None)
+
+
 class ThreadExecutor:
     """A pool of threads that takes tasks in order.
 

@@ -247,9 +247,15 @@ def dump_error(error: BaseException) -> TaskError:
     return TaskError(exception, traceback, text[:_MOST_TEXT], lines[-_MOST_TEXT:])
 
 
+def error_parts(error: BaseException) -> tuple[Any, Any, str, str]:
+    """As :func:`dump_error`, as plain values."""
+    sent = dump_error(error)
+    return sent.exception, sent.traceback, sent.text, sent.traceback_text
+
+
 def load_error(error: TaskError) -> BaseException:
     """Return the exception, with its traceback, or one of our own that carries the text."""
-    from shoal.errors import LostDataError, NoValidWorkerError, UsageError
+    from shoal.errors import LostActorError, LostDataError, NoValidWorkerError, UsageError
     from shoal.errors import TaskError as RemoteError
 
     found: BaseException | None = None
@@ -261,7 +267,7 @@ def load_error(error: TaskError) -> BaseException:
     if not isinstance(found, BaseException):
         kind, _, rest = error.text.partition(": ")
         kinds: dict[str, type[Exception]] = {
-            "LostDataError": LostDataError, "NoValidWorkerError": NoValidWorkerError,
+            "LostDataError": LostDataError, "LostActorError": LostActorError, "NoValidWorkerError": NoValidWorkerError,
             "SerializationError": SerializationError, "UsageError": UsageError,
         }  # fmt: skip
         found = kinds[kind](rest) if kind in kinds else RemoteError(f"{error.text}\n{error.traceback_text}".strip())

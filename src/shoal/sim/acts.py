@@ -26,7 +26,7 @@ WEIGHTS: Final = {
     "crash": 3, "join": 3, "cut": 2, "interruption": 4, "half-open link": 1, "slow worker": 2, "slow link": 2,
     "deaf worker": 2, "forgetful worker": 2, "stopped worker": 2, "lost heartbeats": 1, "pause": 3, "memory": 1,
     "nanny restart": 1, "nanny death": 1, "release": 4, "cancel": 3, "resubmit": 4, "retry": 2,
-    "changes of mind": 4, "vanish": 1, "restart": 1, "redefine": 2,
+    "changes of mind": 4, "vanish": 1, "restart": 1, "redefine": 5,
 }  # fmt: skip
 
 
@@ -107,7 +107,10 @@ def submit(world: World, client: ClientNode, rng: Random, some: list[str]) -> bo
     pool = "io" if options.executors and rng.random() < 0.5 else ""
     if pool:
         world.count("submissions to another pool")
-    asked = TaskOptions(rng.randint(-1, 1), options.retries, hosts, others, needs, pool)
+    actors = options.actors and rng.random() < 0.5
+    if actors:
+        world.count("submissions of actors")
+    asked = TaskOptions(rng.randint(-1, 1), options.retries, hosts, others, needs, pool, actors)
     world.submit(client, tasks, wants, asked)
     return True
 

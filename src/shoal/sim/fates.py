@@ -86,6 +86,10 @@ class Fates:
     def first_asked(self, key: str) -> TaskOptions:
         return self._asked[key][0]
 
+    def is_actor(self, key: str) -> bool:
+        """Whether some submission of ``key`` made an actor of it."""
+        return any(asked.actor for asked in self._asked.get(key, ()))
+
     def may_run(self, key: str, host: str, resources: dict[str, float]) -> bool:
         """Whether some submission of ``key`` lets it run there."""
         return any(

@@ -41,6 +41,8 @@ class Options:
     launching: float
     #: Whether workers have a pool of another name, of one thread, and some submissions ask for it.
     executors: bool
+    #: Whether the tasks of some submissions make objects that stay where they were made.
+    actors: bool
     #: Whether some submissions may run on one host only.
     restricted: bool
     #: Whether workers have nannies, and the share of the starts that fail.
@@ -79,8 +81,9 @@ class Options:
             "retries": rng.randint(0, 2),
             "resources": rng.random() < 0.3,
             "saturation": rng.choice([1.0, 1.1, 2.0]),
-            "launching": rng.choice([0.0, 0.0, 0.0, 0.15]),
+            "launching": rng.choice([0.0, 0.0, 0.15]),
             "restricted": rng.random() < 0.3,
+            "actors": rng.random() < 0.2,
             "executors": rng.random() < 0.2,
             "nannies": rng.random() < 0.4,
             "bad_starts": rng.choice([0.0, 0.2]),

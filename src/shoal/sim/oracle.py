@@ -125,9 +125,13 @@ class Oracle:
             fails = world.fates.fails(error.origin) or error.origin in self.let_down
             lost = bool(self.ancestors(key) & self.cancelled) or bool(self._restarts)
             late = world.options.no_workers_timeout is not None and "NoValidWorker" in error.error.text
-            world.count("tasks that no worker could run for too long" if late else "tasks that failed")
+            orphaned = world.fates.is_actor(error.origin) and "LostActor" in error.error.text
+            world.count(
+                "actors that were lost" if orphaned else "no worker for too long" if late else "tasks that failed"
+            )
             world.require(
-                fails or lost or late, f"{key} erred because of {error.origin}, which does not fail: {error.error.text}"
+                fails or lost or late or orphaned,
+                f"{key} erred because of {error.origin}, which does not fail: {error.error.text}",
             )
 
     def _check_death(self, key: str, told: str) -> None:

@@ -25,6 +25,7 @@ from shoal.messages import (
     GivenBack,
     Heartbeat,
     Holders,
+    KeyInfo,
     KeysCancelled,
     LongRunning,
     Missing,
@@ -100,7 +101,7 @@ class Fleet:
             case AddKeys():
                 for info_item in message.items:
                     task = state.tasks.get(info_item.key)
-                    if task is not None and task.state is TaskState.MEMORY and task.edition == info_item.edition:
+                    if task is not None and _is_copy(task, worker, info_item):
                         state.add_replica(task, worker)
                     elif task is None or task.worker is not worker:
                         state.free(worker, info_item.key)
@@ -378,3 +379,10 @@ class Fleet:
         return nanny is None or (
             nanny.worker is not None and nanny.worker != old and nanny.worker in self.state.workers
         )
+
+
+def _is_copy(task: Task, worker: WorkerRecord, item: KeyInfo) -> bool:
+    """Whether what ``worker`` holds under the key of ``task`` is its result; what stands for an actor is not."""
+    if task.actor and worker not in (task.who_has or ()):
+        return False
+    return task.state is TaskState.MEMORY and task.edition == item.edition

@@ -31,6 +31,8 @@ def check(state: SchedulerState) -> None:
             functions[task.fn] = functions.get(task.fn, 0) + 1
     if queued != state.queue.size:
         raise InvariantViolation(f"{queued} tasks are queued, the queue counts {state.queue.size}")
+    if queued and not state.running_nthreads:
+        raise InvariantViolation(f"{queued} tasks are queued, and no worker takes any")
     for fn, record in state.functions.items():
         if record.n_tasks != functions.get(fn, 0):
             raise InvariantViolation(f"function {fn} counts {record.n_tasks} tasks, there are {functions.get(fn, 0)}")

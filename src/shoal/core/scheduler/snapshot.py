@@ -11,7 +11,7 @@ from shoal.core.scheduler.task import Task, TaskState
 from shoal.ids import ClientId, SlotId, WorkerId
 from shoal.messages import Options, TaskError
 
-_OPTIONS = ("priority", "retries", "workers", "allow_other_workers", "resources", "executor")
+_OPTIONS = ("priority", "retries", "workers", "allow_other_workers", "resources", "executor", "actor")
 _PLAIN = (
     "unknown", "n_waiting", "n_waiters", "long_running", "attempt", "edition", "estimate", "nbytes", "type", "retries",
     "deaths", "origin",

@@ -38,6 +38,11 @@ def _lost_error(key: str) -> TaskError:
     return TaskError(None, None, f"LostDataError: its input {key!r} was scattered and its last copy is gone")
 
 
+def _lost_actor(key: str, worker: WorkerRecord) -> TaskError:
+    text = f"the actor {key!r} lived on worker {worker.name!r} ({worker.address}), which is gone, and its state with it"
+    return TaskError(None, None, f"LostActorError: {text}. Client.retry makes a new one")
+
+
 def _unknown_error(task: Task) -> TaskError:
     if task.unknown == task.key:
         return TaskError(None, None, f"UsageError: {task.key!r} needs its own result")
@@ -239,7 +244,7 @@ class SchedulerState(Assignment):
         if task.who_has or task.state is not TaskState.MEMORY:
             return
         self._advance(task, TaskEvent.LOSE)
-        if not task.lost:
+        if not task.lost and not task.actor:
             for client in task.who_wants or ():
                 self.tell_keys(client, KeysRestarted, task.key)
         processing = []
@@ -256,6 +261,10 @@ class SchedulerState(Assignment):
                 self.give_back(dependent, lingers=True)
         if task.lost:
             self._lose_scattered(task, worker)
+        elif task.needed and task.actor:
+            task.edition += 1  # what stood for it is not taken for one that may be made in its place
+            self.require(task)
+            self.fail(task, _lost_actor(task.key, worker), task.key)
         elif task.needed:
             self.require(task)
         else:

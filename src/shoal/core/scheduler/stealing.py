@@ -75,7 +75,9 @@ class Balancer:
             victims.pop()
 
     def _worth_it(self, task: Task, victim: WorkerRecord, thief: WorkerRecord) -> bool:
-        if task.thief is not None or task.n_waiting or task.long_running or not placement.allowed(task, thief):
+        if task.thief is not None or task.n_waiting or task.long_running or task.actor:
+            return False
+        if not placement.allowed(task, thief):
             return False
         transfer = sum(
             placement.TRANSFER_LATENCY + max(dep.nbytes, 0) / self._state.bandwidth

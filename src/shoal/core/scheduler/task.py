@@ -225,6 +225,11 @@ class Task:
         return self.options is not None and bool(self.options.resources or self.options.executor)
 
     @property
+    def actor(self) -> bool:
+        """Whether its result is an object that lives where it was made: never copied, stolen or made anew."""
+        return self.options is not None and self.options.actor
+
+    @property
     def lost(self) -> bool:
         """Whether it is scattered data without a copy: nothing can bring it back."""
         return self.fn is None and self.state is TaskState.RELEASED

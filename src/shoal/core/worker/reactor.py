@@ -209,10 +209,12 @@ class WorkerCore(Copies):
             dep = self._record(item.key)
             deps.append(dep)
             dep.waiters[record] = None
-            if dep.goal is Goal.DROP:
-                dep.goal = Goal.HOLD
             dep.wanted = item.edition
             self._drop_if_stale(dep)
+            if dep.goal is Goal.DROP:
+                dep.goal = Goal.HOLD
+                if dep.replica is ReplicaState.HELD:
+                    self._add_key(dep)  # the scheduler had let go of it, and is to know that it is here
             if dep.replica is not ReplicaState.HELD:
                 missing += 1
                 dep.nbytes = item.nbytes
