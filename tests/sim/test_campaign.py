@@ -26,7 +26,8 @@ REACHED = {
     "unreachable peers": 5, "partial answers": 3, "release": 80, "cancel": 50, "cancellations": 50, "resubmit": 80,
     "retry": 30, "vanish": 20, "restart": 10, "tasks that raise": 100, "reschedules": 50, "errors": 80, "thefts": 20,
     "thefts refused": 20, "seceded tasks": 200, "rejoined tasks": 50, "changes of mind": 50,
-    "values that were forgotten": 5, "submissions with resources": 50, "submissions to one host": 50,
+    "values that were forgotten": 5, "late reports": 30, "results that were lost": 50,
+    "submissions with resources": 50, "submissions to one host": 50,
 }  # fmt: skip
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from shoal.core.worker.attempt import AttemptState
-from shoal.core.worker.fetching import MESSAGE_BYTES, TRANSFERS, Fetcher
+from shoal.core.worker.fetching import BYTES_IN_FLIGHT, MESSAGE_BYTES, TRANSFERS, Fetcher
 from shoal.core.worker.key import KeyRecord
 from shoal.core.worker.replica import ReplicaState
 from shoal.core.worker.slots import AHEAD, Slots
@@ -113,6 +113,25 @@ def test_a_key_with_several_holders_is_asked_of_one() -> None:
     fetcher = Fetcher()
     fetcher.want(wanted("k", 10, "p", "q"))
     assert plan(fetcher) == [("p", ["k"])]
+
+
+def test_peers_on_this_host_are_asked_first() -> None:
+    """Whoever was named first."""
+    fetcher = Fetcher()
+    fetcher.hosts = frozenset({"here"})
+    fetcher.peers = {"far": ["tcp://there:1"], "near": ["tcp://here:2", "unix://@x"]}
+    fetcher.want(wanted("k", 10, "far", "near"))
+    assert plan(fetcher) == [("near", ["k"])]
+
+
+def test_bytes_in_flight_are_limited() -> None:
+    """Over all peers; one more transfer may go over it."""
+    fetcher = Fetcher()
+    for number in range(20):
+        fetcher.want(wanted(f"k-{number}", BYTES_IN_FLIGHT // 4, f"p-{number:02}"))
+    assert len(plan(fetcher)) == 4
+    fetcher.ended("p-00")
+    assert len(plan(fetcher)) == 1
 
 
 def test_transfers_are_limited() -> None:

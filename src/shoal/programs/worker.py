@@ -25,6 +25,7 @@ from shoal.core.events import (
     Rejoined,
     Seceded,
 )
+from shoal.core.worker.fetching import hosts_of
 from shoal.core.worker.reactor import WorkerCore
 from shoal.errors import LinkError, SerializationError, StartError
 from shoal.messages import (
@@ -153,6 +154,7 @@ class WorkerProgram:
             server, actual = await listen(address, self._make_inbound, self._serve.secret)
             self._servers.append(server)
             self.addresses.append(actual)
+        self.core.fetcher.hosts = hosts_of(self.addresses)
         grace = config.resume_timeout()
         self._link = await dial(
             self._scheduler,

@@ -12,13 +12,14 @@ from time import perf_counter
 from typing import Any
 
 from shoal.core.effects import CloseLink, Fetch, Log, Send
-from shoal.core.events import Due, Event, FetchFailed, LinkLost, LinkOpened, Received
+from shoal.core.events import Due, Event, FetchDone, FetchFailed, LinkLost, LinkOpened, Received
 from shoal.core.scheduler.invariants import check
 from shoal.core.scheduler.reactor import SchedulerCore
 from shoal.core.scheduler.settings import Settings
+from shoal.core.worker.key import Goal
 from shoal.errors import InternalError, InvariantViolation
 from shoal.ids import WorkerId
-from shoal.messages import INBOUND, OUTBOUND, Compute, GivenBack, StealAnswer, WorkerDied
+from shoal.messages import INBOUND, OUTBOUND, Compute, Finished, GivenBack, KeysRestarted, StealAnswer, WorkerDied
 from shoal.messages import Options as TaskOptions
 from shoal.sim.acts import HOSTS, TROUBLE, Act, draw_acts, perform
 from shoal.sim.fates import Fates
@@ -148,6 +149,8 @@ class World:
                 wire = self._down.get(effect.to)
                 if wire is not None:
                     wire.send(effect.message)
+                if isinstance(effect.message, KeysRestarted):
+                    self.counters["results that were lost"] += len(effect.message.keys)
                 if isinstance(effect.message, Compute):
                     self.oracle.given.setdefault(effect.to, set()).update(task.key for task in effect.message.tasks)
             elif isinstance(effect, Log):
@@ -183,11 +186,19 @@ class World:
         for message in messages:
             if isinstance(message, StealAnswer):
                 self.count("thefts" if message.granted else "thefts refused")
+                self.counters["late confirmations"] += self._is_late(message.key, message.attempt)
+            elif isinstance(message, Finished):
+                self.counters["late reports"] += sum(self._is_late(item.key, item.attempt) for item in message.items)
             elif isinstance(message, GivenBack):
                 self.counters["assignments given back"] += len(message.items)
             elif isinstance(message, WorkerDied) and message.worker:
                 self.oracle.gone.add(message.worker)
                 self.oracle.died_under[message.worker] = set() if message.expected else set(message.running)
+
+    def _is_late(self, key: str, attempt: int) -> bool:
+        """Whether a report is about an assignment that was taken back."""
+        task = self.scheduler.state.tasks.get(key)
+        return task is None or task.attempt != attempt
 
     def _name(self, kind: str) -> str:
         self._names += 1
@@ -295,17 +306,19 @@ class World:
             return
         if peer is None or peer.deaf_until > self.now:
             self.count("unreachable peers")
-            answer: Event = FetchFailed(fetch.peer, fetch.keys, "no answer")
+            answer: FetchDone | FetchFailed = FetchFailed(fetch.peer, fetch.keys, "no answer")
             values: dict[str, bytes] = {}
         else:
             answer = peer.serve(fetch)
             values = {key: peer.values[key] for key, _, _ in answer.got}
         self.after(self.random.uniform(*self.options.delay), lambda: self._answer(worker, answer, values))
 
-    def _answer(self, worker: WorkerNode, answer: Event, values: dict[str, bytes]) -> None:
+    def _answer(self, worker: WorkerNode, answer: FetchDone | FetchFailed, values: dict[str, bytes]) -> None:
         if worker.alive:
             if self.validate:
                 self.note(f"{worker.name} hears {answer}")
+            for key in worker.core.fetcher.in_flight.get(answer.peer, ()):
+                self.counters["resumed fetches"] += worker.core.keys[key].goal is Goal.COMPUTE
             for key in values:
                 self.oracle.arrives(worker, key)
             worker.values.update(values)

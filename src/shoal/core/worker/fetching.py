@@ -7,7 +7,7 @@ entry whose key has been got elsewhere is dropped when it surfaces.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from heapq import heappop, heappush
 from typing import Final
 
@@ -17,18 +17,34 @@ from shoal.core.worker.replica import ReplicaState
 
 #: Bytes asked for in one request (a single larger value is still asked for).
 MESSAGE_BYTES: Final = 50_000_000
-#: Transfers under way at the same time.
+#: Transfers under way at the same time, and the bytes that they are expected to bring: beyond that none is begun.
 TRANSFERS: Final = 50
+BYTES_IN_FLIGHT: Final = 500_000_000
 #: Seconds that an unreachable peer is left alone, doubled each time.
 BACKOFF_FIRST, BACKOFF_MOST = 0.05, 2.0
+
+
+def hosts_of(addresses: Iterable[str]) -> frozenset[str]:
+    """The hosts in addresses of the form ``tcp://host:port``."""
+    return frozenset(
+        rest.rpartition(":")[0] for scheme, _, rest in (one.partition("://") for one in addresses) if scheme == "tcp"
+    )
 
 
 class Fetcher:
     """The plan of transfers."""
 
-    __slots__ = ("_backoff", "_idle", "_seq", "_wants", "in_flight", "peers")
+    __slots__ = (
+        "_backoff", "_bytes", "_far", "_idle", "_seq", "_wants", "bytes_in_flight", "hosts", "in_flight", "peers",
+    )  # fmt: skip
 
     def __init__(self) -> None:
+        #: Where this worker listens: peers there are asked before others.
+        self.hosts: frozenset[str] = frozenset()
+        self._far: dict[str, bool] = {}
+        #: Bytes that are expected, over all and by peer.
+        self.bytes_in_flight = 0
+        self._bytes: dict[str, int] = {}
         #: Addresses by peer id.
         self.peers: dict[str, list[str]] = {}
         #: Keys under way, by peer.
@@ -49,8 +65,8 @@ class Fetcher:
 
     def plan(self, now: float) -> Iterator[tuple[Fetch, list[KeyRecord]]]:
         """Yield transfers to begin; the caller advances the records of one before it asks for the next."""
-        for peer in tuple(self._idle):
-            if len(self.in_flight) >= TRANSFERS:
+        for peer in sorted(self._idle, key=self._is_far) if len(self._idle) > 1 else tuple(self._idle):
+            if len(self.in_flight) >= TRANSFERS or self.bytes_in_flight >= BYTES_IN_FLIGHT:
                 break
             pause = self._backoff.get(peer)
             if pause is not None and now < pause[0]:
@@ -61,8 +77,17 @@ class Fetcher:
                 self._wants.pop(peer, None)
                 continue
             self.in_flight[peer] = {record.key: record for record in records}
+            self._bytes[peer] = size = sum(max(record.nbytes, 0) for record in records)
+            self.bytes_in_flight += size
             keys = [record.key for record in records]
             yield Fetch(peer, self.peers.get(peer, []), keys, MESSAGE_BYTES), records
+
+    def _is_far(self, peer: str) -> bool:
+        """Whether ``peer`` is on another host."""
+        far = self._far.get(peer)
+        if far is None:
+            far = self._far[peer] = self.hosts.isdisjoint(hosts_of(self.peers.get(peer, ())))
+        return far
 
     def _pick(self, peer: str) -> list[KeyRecord]:
         heap = self._wants.get(peer, [])
@@ -83,6 +108,7 @@ class Fetcher:
     def ended(self, peer: str) -> dict[str, KeyRecord]:
         """The transfer from ``peer`` ended; return what was under way."""
         records = self.in_flight.pop(peer, {})
+        self.bytes_in_flight -= self._bytes.pop(peer, 0)
         if self._wants.get(peer):
             self._idle[peer] = None
         return records

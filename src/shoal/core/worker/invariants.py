@@ -34,6 +34,9 @@ def check(core: WorkerCore) -> None:
     for record in core.keys.values():
         if record.replica is ReplicaState.FLIGHT and record.key not in flying:
             raise InvariantViolation(f"{record!r} is in flight and no transfer carries it")
+    expected = sum(core.fetcher._bytes.values())
+    if core.fetcher.bytes_in_flight != expected or set(core.fetcher._bytes) != set(core.fetcher.in_flight):
+        raise InvariantViolation(f"{core.fetcher.bytes_in_flight} bytes are counted in flight, not {expected}")
     taken = core.slots.taken()
     for name, total in core.slots.total.items():
         left = core.slots.available[name]
