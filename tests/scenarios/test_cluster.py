@@ -17,10 +17,7 @@ def moved_while_it_runs() -> Script:
     s.flow()
     s.release("x")
     s.flow()
-    s.submit("x", on="B")
-    s.flow()
-    s.ends("B", "x")
-    s.flow()
+    s.computes("B", "x")
     s.submit("y < x", on="A")
     s.flow()
     assert s.label("A", "x") == "resumed"
@@ -73,9 +70,7 @@ def test_a3_a_task_that_was_let_go_of_leaves_the_pool(needed_again: bool) -> Non
 def test_a5_a_transfer_that_nobody_waits_for_brings_something_unreadable() -> None:
     """Nothing is left of it."""
     s = Script("A", "B")
-    s.submit("x", on="A")
-    s.flow()
-    s.ends("A", "x")
+    s.computes("A", "x")
     s.submit("y < x", on="B")
     s.flow()
     s.release("y")
@@ -88,9 +83,7 @@ def test_a5_a_transfer_that_nobody_waits_for_brings_something_unreadable() -> No
 def test_a6_a_stale_word_of_a_missing_key_comes_while_it_is_computed_anew() -> None:
     """B was fetching x from A when A died; then B itself is to compute x."""
     s = Script("A", "B")
-    s.submit("x", on="A", allow_other_workers=True)
-    s.flow()
-    s.ends("A", "x")
+    s.computes("A", "x", allow_other_workers=True)
     s.submit("y < x", on="B")
     s.flow()
     assert s.fetches("B") == {"A": ["x"]}
@@ -105,9 +98,7 @@ def test_a6_a_stale_word_of_a_missing_key_comes_while_it_is_computed_anew() -> N
 def test_a7_words_about_copies_and_ends_that_were_taken_back() -> None:
     """A dies while B, which has a copy of x by then, finishes y: stale words of B change nothing."""
     s = Script("A", "B")
-    s.submit("x", on="A", allow_other_workers=True)
-    s.flow()
-    s.ends("A", "x")
+    s.computes("A", "x", allow_other_workers=True)
     s.submit("y < x", on="B")
     s.flow()
     s.arrives("B", "A")
@@ -131,10 +122,7 @@ def test_a9_a_theft_is_confirmed_when_the_task_is_forgotten() -> None:
 def stolen() -> Script:
     """A has two tasks for its thread and is asked for the second, on behalf of B; its answer is on its way."""
     s = Script("A")
-    s.submit("d", on="A", allow_other_workers=True)
-    s.flow()
-    s.ends("A", "d")
-    s.flow()
+    s.computes("A", "d", allow_other_workers=True)
     s.submit("t-0 < d; t-1 < d; t-2 < d", "t-0 t-1 t-2")
     s.flow()
     s.join("B")
@@ -160,10 +148,7 @@ def test_s2_a10_victim_or_thief_dies_while_the_request_is_out(who: str, answered
 def test_s3_a_theft_and_the_end_cross() -> None:
     """The result is used, and nothing runs twice."""
     s = Script("A")
-    s.submit("d", on="A")
-    s.flow()
-    s.ends("A", "d")
-    s.flow()
+    s.computes("A", "d")
     s.submit("t-0 < d; t-1 < d", "t-0 t-1")
     s.flow()
     s.join("B")
@@ -179,9 +164,7 @@ def test_s3_a_theft_and_the_end_cross() -> None:
 def test_a11_a_copy_that_nobody_needs_any_more_comes() -> None:
     """It is announced at most once, and dropped; the two do not argue about it."""
     s = Script("A", "B")
-    s.submit("d", on="A")
-    s.flow()
-    s.ends("A", "d")
+    s.computes("A", "d")
     s.submit("k < d", on="B")
     s.flow()
     s.release("d k")
@@ -242,10 +225,7 @@ def test_w17_a_paused_worker_gives_back_what_no_thread_has() -> None:
 def test_a15_a_key_is_fetched_again_after_it_was_forgotten() -> None:
     """What was planned for its first life is not taken for its second."""
     s = Script("A", "B")
-    s.submit("a; b", "a b", on="A")
-    s.flow()
-    s.ends("A", "a")
-    s.ends("A", "b")
+    s.computes("A", "a b")
     s.submit("y < a; z < b", "y z", on="B")
     s.flow()
     s.release("z")
@@ -324,9 +304,7 @@ def test_a22_the_input_of_a_queued_task_is_lost_with_the_only_worker() -> None:
 def test_a23_an_input_that_was_done_is_lost_and_then_fails() -> None:
     """What waits for it fails with it."""
     s = Script("A", "B")
-    s.submit("x", on="A", allow_other_workers=True)
-    s.flow()
-    s.ends("A", "x")
+    s.computes("A", "x", allow_other_workers=True)
     s.submit("slow", on="B")
     s.submit("y-0 < x slow; y-1 < x slow", "y-0 y-1")
     s.flow()
@@ -370,9 +348,7 @@ def test_a24_also_where_the_parent_holds_a_resource_that_others_wait_for() -> No
 def test_a27_w10_a_value_that_nobody_can_read_is_an_error_and_no_loop() -> None:
     """The task that needs it fails, with the reason."""
     s = Script("A", "B")
-    s.submit("x", on="A")
-    s.flow()
-    s.ends("A", "x")
+    s.computes("A", "x")
     s.submit("y < x", on="B")
     s.flow()
     s.arrives("B", "A", broken="x")
@@ -384,9 +360,7 @@ def test_a27_w10_a_value_that_nobody_can_read_is_an_error_and_no_loop() -> None:
 def test_a29_w9_a_peer_that_never_answers() -> None:
     """It is asked again, ever more slowly; then its copy is given up, and the value computed again."""
     s = Script("A", "B")
-    s.submit("x", on="A", allow_other_workers=True)
-    s.flow()
-    s.ends("A", "x")
+    s.computes("A", "x", allow_other_workers=True)
     s.submit("y < x", on="B")
     s.flow()
     for _ in range(200):
@@ -404,10 +378,7 @@ def test_a29_w9_a_peer_that_never_answers() -> None:
 def test_w9_another_holder_is_asked_meanwhile() -> None:
     """For all keys that wait, not only for one."""
     s = Script("A", "B", "C")
-    s.submit("a; b", "a b", on="A")
-    s.flow()
-    s.ends("A", "a")
-    s.ends("A", "b")
+    s.computes("A", "a b")
     s.submit("c < a b", on="C")
     s.flow()
     s.arrives("C", "A")
@@ -441,9 +412,7 @@ def test_a30_w21_the_same_key_with_another_definition_and_more_inputs() -> None:
 def test_w21_copies_of_the_older_definition_are_on_their_way() -> None:
     """They are not taken for the newer one."""
     s = Script("A", "B", "C")
-    s.submit("x", on="A")
-    s.flow()
-    s.ends("A", "x")
+    s.computes("A", "x")
     s.submit("y < x", on="C")
     s.flow()
     assert s.fetches("C") == {"A": ["x"]}
@@ -475,9 +444,7 @@ def test_w21_wanted_by_another_the_first_definition_counts() -> None:
 def test_a32_reports_of_a_fetch_for_an_earlier_life_of_a_key() -> None:
     """Cancelled and submitted again while its input is on its way."""
     s = Script("A", "B")
-    s.submit("x", on="A")
-    s.flow()
-    s.ends("A", "x")
+    s.computes("A", "x")
     s.submit("y < x", on="B")
     s.flow()
     s.cancel("y")
@@ -492,10 +459,7 @@ def test_a32_reports_of_a_fetch_for_an_earlier_life_of_a_key() -> None:
 def test_w11_the_scheduler_counts_on_a_copy_that_is_not_there() -> None:
     """Who asks for it finds out, the scheduler is told, and it is computed again."""
     s = Script("A", "B")
-    s.submit("x", on="A", allow_other_workers=True)
-    s.flow()
-    s.ends("A", "x")
-    s.flow()
+    s.computes("A", "x", allow_other_workers=True)
     s.forgets("A", "x")
     s.submit("y < x", on="B")
     s.finish()

@@ -167,6 +167,14 @@ class Script:
         specs = [TaskSpec(key, "f", payload, deps, order) for order, (key, deps) in enumerate(tasks.items())]
         self._tell(client, Said(Submit(specs, {"f": b"F"}, Options(**options), wants)))
 
+    def computes(self, worker: str, keys: str, **options: Any) -> None:
+        """A worker computes tasks without inputs, and the scheduler has heard of it."""
+        self.submit("; ".join(keys.split()), keys, on=worker, **options)
+        self.flow()
+        for key in keys.split():
+            self.ends(worker, key)
+        self.flow()
+
     def release(self, keys: str, client: str = "K") -> None:
         """Let go of all futures of these keys."""
         for key in keys.split():
