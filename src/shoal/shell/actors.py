@@ -57,6 +57,6 @@ def _call(instance: Any, name: str, payload: Any) -> Any:
             value = value(*args, **kwargs)
             if inspect.iscoroutine(value):
                 value = asyncio.run(value)
-        return serialize.dumps((True, value), f"the result of {name}")
-    except Exception as error:
+        return serialize.dumps_safely((True, value), f"the result of {name}")
+    except BaseException as error:
         return serialize.dumps((False, serialize.error_parts(error)))

@@ -234,7 +234,7 @@ class ThreadExecutor:
         inline = None
         if run.inline and nbytes <= self._inline_bytes:
             try:
-                inline = serialize.dumps(value)
+                inline = serialize.dumps_safely(value)
             except SerializationError:
                 inline = None  # it may still be used here; whoever asks for it is told why it cannot travel
             if inline is not None and (type(inline) is not bytes or len(inline) > self._inline_bytes):

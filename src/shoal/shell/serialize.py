@@ -109,6 +109,16 @@ def dumps(value: Any, what: str = "value") -> Any:
     return Blob([data, *(buffer.raw() for buffer in buffers)])
 
 
+def dumps_safely(value: Any, what: str = "value") -> Any:
+    """As :func:`dumps`, where nothing else may come of it: a value may raise ``SystemExit`` when it is pickled."""
+    try:
+        return dumps(value, what)
+    except SerializationError:
+        raise
+    except BaseException as error:
+        raise SerializationError(f"{what} of type {type(value).__name__} cannot be pickled: {error!r}") from error
+
+
 def _collector(buffers: list[pickle.PickleBuffer]) -> Callable[[pickle.PickleBuffer], bool]:
     def collect(buffer: pickle.PickleBuffer) -> bool:
         try:
@@ -228,14 +238,19 @@ def _global_names(code: CodeType) -> list[str]:
 
 def dump_error(error: BaseException) -> TaskError:
     """Return an exception as it travels; what cannot be pickled travels as text."""
-    text = f"{type(error).__name__}: {error}"
+    text = type(error).__name__
+    lines = ""
     frames = error.__traceback__
-    lines = "".join(tracebacks.format_exception(type(error), error, frames))
+    try:
+        text = f"{text}: {error}"
+        lines = "".join(tracebacks.format_exception(type(error), error, frames))
+    except BaseException as cause:  # its own __str__ may raise anything
+        text = f"{text} (which cannot say what it is: {type(cause).__name__})"
     exception = traceback = None
     try:
         exception = dumps(error, "exception")
         loads(exception)
-    except Exception:
+    except BaseException:  # it may raise anything when it is pickled, or read again
         exception = None  # the text says what it was
     if frames is not None:
         try:

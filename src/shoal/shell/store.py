@@ -55,7 +55,7 @@ class ValueStore:
             If it cannot be pickled.
         """
         value = self._values[key]
-        return value.payload if type(value) is Pickled else serialize.dumps(value, f"the result of {key!r}")
+        return value.payload if type(value) is Pickled else serialize.dumps_safely(value, f"the result of {key!r}")
 
     def drop(self, keys: Sequence[str]) -> None:
         for key in keys:
