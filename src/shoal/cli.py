@@ -13,6 +13,7 @@ import click
 
 from shoal import __version__
 from shoal.errors import ShoalError
+from shoal.shell.logs import print_from
 
 if TYPE_CHECKING:
     from shoal.programs.servers import Server
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 @click.version_option(__version__)
 def main() -> None:
     """Run the parts of a shoal cluster."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s - %(name)s - %(levelname)s - %(message)s")
+    print_from(logging.INFO)
 
 
 def _serve(make: Callable[[], Server]) -> None:

@@ -142,6 +142,11 @@ def fraction(value: Any, name: str) -> float:
     return float(value)
 
 
+def log_length() -> int:
+    """Lines of the log that each program keeps."""
+    return int(get("distributed.admin.log-length", 10_000))
+
+
 def resume_timeout() -> float:
     """Seconds for which a link may be cut before it counts as lost."""
     return seconds(get("shoal.comm.resume-timeout", 60.0), "shoal.comm.resume-timeout") or 0.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 
@@ -51,3 +52,7 @@ def grab(nbytes: int) -> int:
 
 def let_go() -> None:
     _HELD.clear()
+
+
+def warn(text: str) -> None:
+    logging.getLogger("my.module").warning(text)

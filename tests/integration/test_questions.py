@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from shoal import Client, DumpArtefact, get_task_stream
+from shoal import Client, DumpArtefact, KilledWorker, get_task_stream
 from shoal.cli import main
 from shoal.errors import UsageError
-from tests.integration.functions import fail, inc, slow_inc
+from tests.integration.functions import fail, inc, leave, slow_inc, warn
 from tests.integration.helpers import until
 
 
@@ -110,3 +110,20 @@ def test_from_a_coroutine(cluster) -> None:
         assert len(stream.data) == 1
 
     asyncio.run(ask())
+
+
+def test_logs(client: Client) -> None:
+    """Of the scheduler, of workers with what tasks log themselves, of nannies with the death of a worker."""
+    assert sum("joined from" in text for _, text in client.get_scheduler_logs()) == 2
+    assert len(client.get_scheduler_logs(1)) == 1
+    first, second = client.nthreads()
+    client.submit(warn, "mind the gap", workers=[first]).result(20)
+    logs = client.get_worker_logs()
+    assert [level for level, text in logs[first] if "mind the gap" in text] == ["WARNING"]
+    assert not any("mind the gap" in text for _, text in logs[second])
+    assert set(client.get_worker_logs(workers=[second])) == {second}
+    with pytest.raises(KilledWorker):
+        client.submit(leave, 3, workers=[first], allow_other_workers=True).result(40)
+    until(lambda: len(client.nthreads()) == 2)
+    told = [text for lines in client.get_nanny_logs().values() for _, text in lines]
+    assert any("exited with status 3" in text for text in told)

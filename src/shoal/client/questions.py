@@ -114,6 +114,21 @@ class Questions(AdminCalls):
             if stacks
         }
 
+    def get_scheduler_logs(self, n: int | None = None) -> Any:
+        """The last ``n`` lines that the scheduler logged (all that it keeps by default): level and text."""
+        return self.run_on_scheduler(inspection.scheduler_logs, n)
+
+    def get_worker_logs(self, n: int | None = None, workers: Any = None, nanny: bool = False) -> Any:
+        """The last ``n`` lines that each worker logged, or its nanny: level and text, by the worker's address.
+
+        What tasks log themselves is among them, from the level of warnings on.
+        """
+        return self.run(inspection.logs, n, workers=workers, nanny=nanny, on_error="ignore")
+
+    def get_nanny_logs(self, n: int | None = None, nannies: Any = None) -> Any:
+        """As :meth:`get_worker_logs`, of the nannies: starts, deaths and their reasons."""
+        return self.get_worker_logs(n, nannies, nanny=True)
+
     def get_task_stream(self, start: Any = None, stop: Any = None, count: int | None = None) -> Any:
         """When each task ran where: executions that ended lately, oldest first.
 

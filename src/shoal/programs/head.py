@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
-import logging
 import os
 import signal
 import sys
@@ -19,6 +18,7 @@ from shoal import config
 from shoal.errors import StartError
 from shoal.programs.nanny import NannyProgram
 from shoal.programs.scheduler import SchedulerProgram
+from shoal.shell.logs import print_from
 from shoal.shell.loops import new_event_loop
 from shoal.shell.network import local_address
 
@@ -28,9 +28,7 @@ def main() -> None:
     options = json.loads(sys.stdin.buffer.readline())
     config.inherit(options.pop("config"))
     config.extend_import_path(options.pop("sys_path"))
-    logging.basicConfig(
-        level=options.pop("silence_logs"), format="%(asctime)s - %(name)s - %(levelname)s - %(message)s"
-    )
+    print_from(options.pop("silence_logs"))
     answer = os.dup(1)
     os.dup2(2, 1)  # what tasks and libraries print must not be taken for the answer
     gc.set_threshold(50_000, 20, 100)

@@ -31,6 +31,7 @@ from shoal.messages import RegisterNanny, ToNanny
 from shoal.programs.calls import call_user
 from shoal.shell.driver import Driver
 from shoal.shell.link import Identity, Link
+from shoal.shell.logs import LogKeeper
 from shoal.shell.network import dial, local_address, redialler
 from shoal.shell.recorder import Recorder
 from shoal.shell.usage import resident_bytes
@@ -92,6 +93,8 @@ class NannyProgram:
             config.seconds(config.get("shoal.nanny.start-timeout", 60.0), "shoal.nanny.start-timeout") or 60.0,
             int(config.get("shoal.nanny.crash-limit", 5)),
         )
+        self.logs = LogKeeper(config.log_length(), f"worker {name} ")
+        self.logs.attach("shoal.nanny")
         self.driver = Driver(self.core, self._perform, self._loop, lambda error: self.finished.set())
 
     @property
@@ -260,3 +263,4 @@ class NannyProgram:
         while self._tasks:
             await asyncio.wait(self._tasks)
         self.driver.close()
+        self.logs.close()

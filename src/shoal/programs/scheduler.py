@@ -19,6 +19,7 @@ from shoal.messages import INBOUND
 from shoal.programs.calls import call_user
 from shoal.shell.driver import Driver
 from shoal.shell.link import Identity, Link
+from shoal.shell.logs import LogKeeper
 from shoal.shell.network import Server, is_refused, listen
 
 logger = logging.getLogger("shoal.scheduler")
@@ -57,6 +58,8 @@ class SchedulerProgram:
         self.finished = asyncio.Event()
         self.reason = ""
         self._identity = Identity("scheduler", self.id, secret, INBOUND)
+        self.logs = LogKeeper(config.log_length())
+        self.logs.attach("shoal.scheduler", "shoal.link", "shoal.driver")
         self._grace = config.resume_timeout()
         self._servers: list[Server] = []
         self._tasks: set[asyncio.Task[None]] = set()
@@ -156,4 +159,5 @@ class SchedulerProgram:
             server.close()
         for link in tuple(self.links.values()):
             link.close(reason)
+        self.logs.close()
         await asyncio.sleep(0)

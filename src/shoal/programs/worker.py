@@ -51,6 +51,7 @@ from shoal.shell.current import Home
 from shoal.shell.driver import Driver
 from shoal.shell.executor import ThreadExecutor
 from shoal.shell.link import Identity, Link
+from shoal.shell.logs import LogKeeper
 from shoal.shell.network import Server, dial, listen, redialler
 from shoal.shell.peers import PeerPool
 from shoal.shell.recorder import SECEDED, Recorder
@@ -120,6 +121,8 @@ class WorkerProgram:
             for pool, size in {"": nthreads, **self.executors}.items()
         }
         self.driver = Driver(self.core, self._perform, loop, lambda error: self.finished.set())
+        self.logs = LogKeeper(config.log_length())
+        self.logs.attach("shoal.worker", "shoal.link", "shoal.driver")
         self._scheduler = scheduler
         self._up = Identity("worker", self.id, secret, {"scheduler": ToWorker})
         self._serve = Identity("worker", self.id, secret, {"worker": FromPeer, "client": FromPeer})
@@ -375,4 +378,5 @@ class WorkerProgram:
         for pool in self._pools.values():
             pool.close()
         self.actors.close()
+        self.logs.close()
         await asyncio.sleep(0)

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import gc
 import json
+import logging
 import os
 import signal
 import sys
@@ -16,6 +17,7 @@ from typing import Any
 
 from shoal import config
 from shoal.programs.worker import WorkerProgram
+from shoal.shell.logs import print_from
 from shoal.shell.loops import new_event_loop
 
 
@@ -25,6 +27,7 @@ def main() -> None:
     options = json.loads(sys.stdin.buffer.readline())
     config.inherit(options.pop("config"))
     config.extend_import_path(options.pop("sys_path"))
+    print_from(logging.WARNING)
     gc.freeze()
     gc.set_threshold(50_000, 20, 100)
     with asyncio.Runner(loop_factory=new_event_loop) as runner:
@@ -44,6 +47,7 @@ async def _run(options: dict[str, Any]) -> None:
     loop = asyncio.get_running_loop()
     listen_at = options.pop("listen")
     worker = WorkerProgram(options.pop("scheduler"), bytes.fromhex(options.pop("secret")), **options)
+    worker.logs.attach("")  # and what tasks log themselves
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, worker.finished.set)
     pipe = asyncio.StreamReader()

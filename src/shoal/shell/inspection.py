@@ -12,6 +12,17 @@ def story(wires: list[str], dask_worker: Any = None) -> list[Any]:
     return [row for row in dask_worker.core.story if row[0] in wires or row[4] in wires]
 
 
+def logs(count: int | None, dask_worker: Any = None) -> list[tuple[str, str]]:
+    """The last lines that a worker, or a nanny, logged."""
+    found: list[tuple[str, str]] = dask_worker.logs.last(count)
+    return found
+
+
+def scheduler_logs(count: int | None, dask_scheduler: Any = None) -> list[tuple[str, str]]:
+    """The last lines that the scheduler logged."""
+    return logs(count, dask_scheduler)
+
+
 def call_stacks(wires: list[str] | None, dask_worker: Any = None) -> dict[str, list[str]]:
     """The lines of the stack of each running task, outermost first, without shoal's own."""
     frames = sys._current_frames()
