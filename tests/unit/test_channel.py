@@ -59,6 +59,8 @@ def test_what_cannot_be() -> None:
         channel.acknowledged(to_wire(2))
     with pytest.raises(FramingError, match="was expected"):
         channel.hears(to_wire(1), 5)
+    assert channel.hears(to_wire(0), 5)
+    assert not channel.hears(to_wire(0), 5)  # it came twice
     channel.acknowledged(to_wire(1))
     with pytest.raises(FramingError, match="are kept"):
         channel.again(to_wire(0))

@@ -136,17 +136,18 @@ def resubmit(
 
 
 def _redefine(world: World, client: ClientNode, rng: Random, some: list[str]) -> bool:
-    """Let go of a key, and submit another task under its name."""
+    """Let go of a key, and submit it anew, with another task under its name or that of something it is made of."""
     if not some or some[0] not in world.oracle.tasks:
         return False
     key = some[0]
+    changed = rng.choice(sorted(world.oracle.ancestors(key)))
     record = client.core.futures.get(key)
     for _ in range(record.refs if record is not None else 0):
         client.release(key)
 
     def again() -> None:
         if client.alive:
-            resubmit(world, client, rng, key, {key: b"another"})
+            resubmit(world, client, rng, key, {changed: b"another"})
 
     world.after(rng.choice([0.0, 0.001, 0.05]), again)
     return True
@@ -262,6 +263,7 @@ def _half_open(world: World, worker: WorkerNode, rng: Random) -> bool:
     if world.options.ttl is None or worker.up is None or down is None:
         return False
     worker.up.swallows = True
+    world.silent_since.setdefault(worker.name, world.now)
     down.swallows = rng.random() < 0.5
     return True
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from shoal.core.channel import Channel, to_wire
 from shoal.core.framing import Codec
+from shoal.errors import InvariantViolation
 
 Schedule = Callable[[float, Callable[[], None]], None]
 
@@ -32,6 +33,7 @@ class Wire:
         self._line: deque[tuple[int, Any]] = deque()
         #: What the two ends know of the conversation: this one of what it said, that one of what it heard.
         self._here, self._there = Channel(b"sim"), Channel(b"sim")
+        self._taken = 0
         self.cut = self.interrupted = False
         #: Half open: what is sent is lost, and nobody is told.
         self.swallows = False
@@ -58,12 +60,21 @@ class Wire:
             return
         count = len(self._line) if self._random.random() < 0.5 else 1
         frames = [self._line.popleft() for _ in range(count)]
-        messages = [message for number, message in frames if self._there.hears(number, 1)]
+        messages = [message for number, message in frames if self._is_new(number)]
         if self._random.random() < 0.5:
             self._here.acknowledged(self._there.header()[1])
         if messages:
             body, buffers = self._codec.encode(messages)
             self._deliver(self._codec.decode(body, [memoryview(bytes(buffer)) for buffer in buffers]))
+
+    def _is_new(self, number: int) -> bool:
+        """Whether the receiver takes this frame for one that it has not heard; it is right about that."""
+        new = self._there.hears(number, 1)
+        if new:
+            if number != to_wire(self._taken):
+                raise InvariantViolation(f"frame {number} is taken in place of {to_wire(self._taken)}")
+            self._taken += 1
+        return new
 
     def interrupt(self) -> None:
         """The connection breaks: what is on its way is lost."""

@@ -124,6 +124,9 @@ class WorkerNode:
                 self.up.send(effect.message)
             case Run():
                 self.world.oracle.starts(self, effect.key)
+                slots = self.core.slots
+                right = slots.pool_of(effect.key) is slots.pools[effect.executor]
+                self.world.require(right, f"{effect.key} does not take a thread of the pool that runs it")
                 missing = set(effect.deps) - set(self.values)
                 self.world.require(not missing, f"{self.name} was to run {effect.key} without {missing}")
                 self._queues[effect.executor].append(effect)

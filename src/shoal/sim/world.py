@@ -63,6 +63,8 @@ class World:
         self._wakes: dict[Any, float] = {}
         self._names = 0
         self.fates = Fates(options)
+        #: Workers that nothing is heard of, with the time since when.
+        self.silent_since: dict[str, float] = {}
         #: Whether workers report that they are alive.
         self.beating = True
         settings = Settings(
@@ -352,6 +354,10 @@ class World:
         """From now on nothing goes wrong, and there is a worker on each host."""
         self.note("-- peace")
         self.beating = False
+        ttl = self.scheduler.settings.worker_ttl
+        for name, since in self.silent_since.items():
+            kept = ttl is not None and self.now > since + 2 * ttl and WorkerId(name) in self.scheduler.state.workers
+            self.require(not kept, f"{name} has been silent since {since}, and is kept")
         self.scheduler.settings.worker_ttl = None
         self.options = replace(self.options, bad_starts=0.0)
         for worker in list(self.workers.values()):

@@ -81,6 +81,10 @@ class Slots:
     def n_running(self) -> int:
         return len(self._handed)
 
+    def pool_of(self, key: str) -> Pool:
+        """The pool in which a running key takes a thread."""
+        return self._handed[key][0]
+
     def running_keys(self) -> list[str]:
         return [*self._handed, *self._seceded]
 
