@@ -74,8 +74,6 @@ MUTATIONS: list[tuple[str, str, str, str]] = [
     ("a thread that is free is counted for ever", WORKER, "        if record.released:\n            assert", "        if False:\n            assert"),
     ("tasks that wait for a resource take the room of those that would free it", "core/scheduler/queues.py", "worker.n_runnable - worker.n_needy", "worker.n_runnable"),
     ("a running value of another definition counts", WORKER, "        if record.edition != record.wanted:\n            if outcome", "        if False:\n            if outcome"),
-    ("a copy of another definition counts", COPIES, "            if event.editions.get(key, 0) != record.wanted:", "            if False:"),
-    ("a held value of another definition counts", COPIES, "        if record.replica is ReplicaState.HELD and record.edition != record.wanted:", "        if False:"),
     ("a silent worker is kept", FLEET, "            if silent > ttl:", "            if False:"),
     ("whoever is blamed need not have run", FLEET, "            running = [task.key for task in assigned[: worker.nthreads]]", "            running = [*state.tasks]"),
     ("what was not heard is not said again", CHANNEL, "        return iter([frame for frame, _ in self._kept])", "        return iter(())"),

@@ -429,6 +429,19 @@ def test_w21_copies_of_the_older_definition_are_on_their_way() -> None:
     assert s.on("x") == ["B", "C"]
 
 
+def test_w21_data_is_put_where_a_task_of_that_name_is_about_to_come() -> None:
+    """The recipe counts: what was put there is not taken for its result."""
+    s = Script("A")
+    s.enter("L")
+    s.flow()
+    s.submit("x", on="A", payload=b"another")
+    s.flow("K>s")
+    s.scatters("A", "x", "L")
+    s.finish()
+    assert s.began == {"x": 1}
+    assert s.future("x", "L") == "finished"
+
+
 def test_w21_wanted_by_another_the_first_definition_counts() -> None:
     """And both are warned of it."""
     s = Script("A")
