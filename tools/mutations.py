@@ -113,7 +113,7 @@ def find(mutation: tuple[str, str, str, str], seeds: int) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=1000)
+    parser.add_argument("--seeds", type=int, default=2500)
     parser.add_argument("--only", default="")
     options = parser.parse_args()
     chosen = [mutation for mutation in MUTATIONS if options.only in mutation[0]]
