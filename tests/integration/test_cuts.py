@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+from collections.abc import Callable
 from typing import Any
 
 import dask
@@ -12,6 +13,7 @@ import pytest
 
 from shoal import Client, Scheduler, Worker
 from shoal.errors import FutureCancelledError
+from shoal.shell.link import Link
 from tests.integration.functions import inc, slow_inc
 
 
@@ -203,5 +205,32 @@ def test_who_comes_back_to_another_scheduler_is_told() -> None:
             await worker.finished()
             reasons.append(worker.program.reason)
         assert "was restarted" in reasons[0]
+
+    asyncio.run(asyncio.wait_for(work(), 60))
+
+
+@pytest.mark.parametrize("end", ["client", "scheduler"])
+def test_what_is_said_between_the_cut_and_the_news_of_it(end: str) -> None:
+    """The transport knows that it is broken before the link is told: what is said in between is not lost."""
+
+    async def work() -> None:
+        async with (
+            Scheduler() as scheduler,
+            Proxy(scheduler.address) as proxy,
+            Worker(scheduler.address, nthreads=1, memory_limit=0),
+            Client(proxy.address, asynchronous=True) as client,
+        ):
+            for n in range(20):
+                mine = client._connection._link
+                assert mine is not None
+                link = mine if end == "client" else scheduler.program.links[mine._identity.id]
+
+                def cut(link: Link = link, flush: Callable[[], None] = link.flush) -> None:
+                    del link.flush
+                    link._transport.abort()
+                    flush()
+
+                link.flush = cut  # type: ignore[method-assign]
+                assert await client.submit(inc, n, pure=False) == n + 1
 
     asyncio.run(asyncio.wait_for(work(), 60))

@@ -128,9 +128,14 @@ class Link(asyncio.BufferedProtocol):
     @property
     def closed(self) -> bool:
         """Whether nothing can be said any more."""
-        if self._cut:
-            return False
-        return self._over or self._transport is None or self._transport.is_closing()
+        if self._over or not self._lasting:
+            return self._over or self._transport is None or self._transport.is_closing()
+        return False
+
+    @property
+    def _lasting(self) -> bool:
+        """Whether it outlives its connection (which may be broken already, and this end be told of it only next)."""
+        return self._cut or (self._opened and self._channel is not None)
 
     @property
     def cut(self) -> bool:
