@@ -10,7 +10,6 @@ from collections.abc import Callable
 from time import monotonic
 from typing import Any
 
-from shoal import config
 from shoal.core.client.future import FutureRecord, FutureStatus
 from shoal.core.client.reactor import ClientCore
 from shoal.core.effects import Answered, Effect, Log, Registered, Send, Settled
@@ -19,7 +18,7 @@ from shoal.errors import ClosedClientError, LinkError, SerializationError, TaskE
 from shoal.messages import Bye, PutData, Query, RegisterClient, ToClient, ToPeer
 from shoal.shell.driver import Driver
 from shoal.shell.link import Identity, Link
-from shoal.shell.network import dial, redialler
+from shoal.shell.network import dial_lasting
 from shoal.shell.peers import PeerPool
 
 logger = logging.getLogger("shoal.client")
@@ -85,20 +84,7 @@ class Connection:
 
     async def open(self, timeout: float) -> None:
         """Reach the scheduler and register with it."""
-        grace = config.resume_timeout()
-        self._link = await dial(
-            self.addresses,
-            lambda: Link(
-                self._identity,
-                True,
-                lambda link: None,
-                self._on_messages,
-                self._on_closed,
-                redial=redialler(self.addresses, grace),
-                grace=grace,
-            ),
-            timeout,
-        )
+        self._link = await dial_lasting(self.addresses, self._identity, self._on_messages, self._on_closed, timeout)
         self._link.send(RegisterClient(self.name))
         async with asyncio.timeout(timeout):
             await self._registered.wait()

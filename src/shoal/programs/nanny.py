@@ -32,7 +32,7 @@ from shoal.programs.calls import call_user
 from shoal.shell.driver import Driver
 from shoal.shell.link import Identity, Link
 from shoal.shell.logs import LogKeeper
-from shoal.shell.network import dial, local_address, redialler
+from shoal.shell.network import dial_lasting, local_address
 from shoal.shell.recorder import Recorder
 from shoal.shell.usage import resident_bytes
 
@@ -104,20 +104,7 @@ class NannyProgram:
 
     async def start(self, timeout: float = 30.0) -> None:
         """Connect to the scheduler, register, and start the worker process."""
-        grace = config.resume_timeout()
-        self._link = await dial(
-            self.scheduler,
-            lambda: Link(
-                self._identity,
-                True,
-                lambda link: None,
-                self._on_messages,
-                self._on_closed,
-                redial=redialler(self.scheduler, grace),
-                grace=grace,
-            ),
-            timeout,
-        )
+        self._link = await dial_lasting(self.scheduler, self._identity, self._on_messages, self._on_closed, timeout)
         self._link.send(RegisterNanny(self.name, socket.gethostname(), os.getpid()))
         self.driver.push(Command("start"))
 

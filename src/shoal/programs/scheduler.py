@@ -108,7 +108,10 @@ class SchedulerProgram:
             link.close("its process is gone")
 
     def _on_open(self, link: Link) -> None:
-        if link.peer_id in self.links:
+        known = self.links.get(link.peer_id)
+        if known is not None and known.cut:
+            known.close("the peer began anew")  # it never heard that it was welcome
+        elif known is not None:
             link.close("this id is connected already")
             return
         self.links[link.peer_id] = link

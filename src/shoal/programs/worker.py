@@ -52,7 +52,7 @@ from shoal.shell.driver import Driver
 from shoal.shell.executor import ThreadExecutor
 from shoal.shell.link import Identity, Link
 from shoal.shell.logs import LogKeeper
-from shoal.shell.network import Server, dial, listen, redialler
+from shoal.shell.network import Server, dial_lasting, listen
 from shoal.shell.peers import PeerPool
 from shoal.shell.recorder import SECEDED, Recorder
 from shoal.shell.serialize import payload_nbytes
@@ -158,20 +158,7 @@ class WorkerProgram:
             self._servers.append(server)
             self.addresses.append(actual)
         self.core.fetcher.hosts = hosts_of(self.addresses)
-        grace = config.resume_timeout()
-        self._link = await dial(
-            self._scheduler,
-            lambda: Link(
-                self._up,
-                True,
-                lambda link: None,
-                self._on_messages,
-                self._on_closed,
-                redial=redialler(self._scheduler, grace),
-                grace=grace,
-            ),
-            timeout,
-        )
+        self._link = await dial_lasting(self._scheduler, self._up, self._on_messages, self._on_closed, timeout)
         if on_connected is not None:
             on_connected()
         self._link.send(

@@ -27,6 +27,7 @@ class Actors:
 
     def add(self, key: str, instance: Any) -> None:
         """Keep ``instance`` until the value of ``key`` is dropped; called in the thread of the task."""
+        self.drop([key])  # one that was made before under this key
         thread = ThreadPoolExecutor(1, f"shoal-actor-{key}", initializer=current.enter, initargs=(self._home,))
         self._held[key] = (instance, thread)
 

@@ -8,15 +8,16 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import socket
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from time import monotonic
 from typing import Any, Protocol
 from uuid import uuid4
 
+from shoal import config
 from shoal.core.framing import FramingError
 from shoal.errors import ConfigurationError, ConnectError, HandshakeError
 from shoal.shell import memory
-from shoal.shell.link import Link
+from shoal.shell.link import Identity, Link
 
 _NEARNESS = {"inproc": 0, "unix": 1}
 
@@ -83,16 +84,31 @@ def contact_host(host: str) -> str:
             return "127.0.0.1"
 
 
-def redialler(addresses: list[str], grace: float) -> Callable[[Link], Coroutine[Any, Any, Link]] | None:
-    """What opens another connection for a link to one of ``addresses`` whose first one broke, over the network."""
+async def dial_lasting(
+    addresses: list[str],
+    identity: Identity,
+    on_messages: Callable[[Link, list[Any]], None],
+    on_closed: Callable[[Link, str], None],
+    timeout: float,
+) -> Link:
+    """As :func:`dial`, with a link that outlives a connection over the network which breaks.
+
+    Raises
+    ------
+    ConnectError, HandshakeError
+        As :func:`dial`.
+    """
+    grace = config.resume_timeout()
     far = [address for address in addresses if split_address(address)[0] == "tcp"]
-    if not far or not grace:
-        return None
 
     async def redial(link: Link) -> Link:
         return await dial(far, lambda: link, grace)
 
-    return redial
+    def make() -> Link:
+        again = redial if far else None
+        return Link(identity, True, lambda link: None, on_messages, on_closed, redial=again, grace=grace)
+
+    return await dial(addresses, make, timeout)
 
 
 async def is_refused(addresses: list[str]) -> bool:

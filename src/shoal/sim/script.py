@@ -20,7 +20,7 @@ from typing import Any
 
 from shoal.core.client.future import FutureRecord, FutureStatus
 from shoal.core.client.reactor import ClientCore
-from shoal.core.effects import CancelRun, CloseLink, Drop, Effect, Fetch, Log, Run, Send, Settled, Stop
+from shoal.core.effects import CancelRun, CloseLink, Drop, Effect, Fetch, Log, Run, Send, Stop
 from shoal.core.events import (
     Due,
     Event,
@@ -98,7 +98,6 @@ class Script:
         self.logs: list[str] = []
         #: How often each key began to run.
         self.began: dict[str, int] = {}
-        self._deps: dict[str, list[str]] = {}
         self._roles: dict[str, str] = {}
         self._dead: set[str] = set()
         self.enter("K")
@@ -153,7 +152,6 @@ class Script:
         for part in graph.split(";"):
             key, _, deps = part.partition("<")
             tasks[key.strip()] = deps.split()
-        self._deps |= tasks
         wants = want.split() or [list(tasks)[-1]]
         if "on" in options:
             options["workers"] = options.pop("on").split()
@@ -252,8 +250,6 @@ class Script:
                 self._perform(name, node, effect)
             elif isinstance(effect, Log):
                 self.logs.append(effect.text)
-            elif not isinstance(effect, Settled):
-                continue
 
     def _perform(self, name: str, node: _Worker, effect: Effect) -> None:
         if isinstance(effect, Run):

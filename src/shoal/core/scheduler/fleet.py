@@ -293,7 +293,8 @@ class Fleet:
 
     def _strand_check(self) -> float | None:
         """When the task that has waited longest for a worker that may run it is given up."""
-        first, timeout = self.state.stranded.first(), self.settings.no_workers_timeout
+        timeout = self.settings.no_workers_timeout
+        first = None if timeout is None else self.state.stranded.first()
         return None if first is None or timeout is None else first + timeout
 
     def _check_stranded(self, now: float) -> None:

@@ -38,8 +38,6 @@ def check(state: SchedulerState) -> None:
             raise InvariantViolation(f"function {fn} counts {record.n_tasks} tasks, there are {functions.get(fn, 0)}")
     for task in state.stranded:
         _require(task.state is TaskState.NO_WORKER, state, task, "is stranded but not in no-worker")
-    if state.stranded.size != len(list(state.stranded)):
-        raise InvariantViolation(f"{len(list(state.stranded))} tasks are stranded, {state.stranded.size} counted")
     if state.running_nthreads != sum(w.nthreads for w in state.workers.values() if w.running):
         raise InvariantViolation(f"running_nthreads is {state.running_nthreads}")
     if state.total_nthreads != sum(w.nthreads for w in state.workers.values()):

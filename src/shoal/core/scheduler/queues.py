@@ -98,15 +98,13 @@ class Stranded:
     """Tasks in state ``no-worker``, with the time since when; those with the same restrictions stand together, so
     that a worker that comes is compared with each kind of task once."""
 
-    __slots__ = ("_groups", "size")
+    __slots__ = ("_groups",)
 
     def __init__(self) -> None:
         self._groups: dict[Any, dict[Task, float]] = {}
-        self.size = 0
 
     def add(self, task: Task, now: float) -> None:
         self._groups.setdefault(placement.restrictions(task), {})[task] = now
-        self.size += 1
 
     def discard(self, task: Task) -> None:
         kind = placement.restrictions(task)
@@ -114,7 +112,6 @@ class Stranded:
         del group[task]
         if not group:
             del self._groups[kind]
-        self.size -= 1
 
     def __contains__(self, task: Task) -> bool:
         return task in self._groups.get(placement.restrictions(task), ())

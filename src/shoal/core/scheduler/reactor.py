@@ -190,11 +190,7 @@ class SchedulerCore(Fleet):
             client.functions.add(fn)
         state.generation += 1
         options, generation = message.options, state.generation
-        for spec in message.tasks:
-            known = state.tasks.get(spec.key)
-            if known is not None and (text := explain.redefinition(known, spec)) and not state.abandon(known):
-                self._log(WARNING, text)
-                state.tell(client, Warned(text))
+        self._look_for_redefinitions(client, message)
         fresh: list[tuple[Task, list[str]]] = []
         for spec in message.tasks:
             task, new = state.define(spec, options, generation)
@@ -211,6 +207,23 @@ class SchedulerCore(Fleet):
                 state.unwant(client, task_or_none)
             elif task_or_none.state is TaskState.RELEASED:
                 state.require(task_or_none)  # it lacked an input before, and others want it still
+
+    def _look_for_redefinitions(self, client: ClientRecord, message: Submit) -> None:
+        """Make room for other definitions of known keys, or warn (once for all) where somebody wants the first."""
+        state = self.state
+        kept: set[Task] = set()
+        warnings = []
+        for spec in reversed(message.tasks):  # what is made of a key comes after it: each task is walked once
+            known = state.tasks.get(spec.key)
+            if known is None or known.unknown:
+                continue
+            text = explain.redefinition(known, spec)
+            if text and not state.abandon(known, kept):
+                warnings.append(text)
+        if warnings:
+            more = f" (and {len(warnings) - 1} other keys)" if len(warnings) > 1 else ""
+            self._log(WARNING, warnings[-1] + more)
+            state.tell(client, Warned(warnings[-1] + more))
 
     def _on_want(self, client: ClientRecord, keys: list[str]) -> None:
         state = self.state

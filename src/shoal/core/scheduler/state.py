@@ -73,17 +73,22 @@ class SchedulerState(Assignment):
                 function.n_tasks += 1
         return task, True
 
-    def abandon(self, task: Task) -> bool:
-        """Forget ``task`` and all that was made of it now, if nobody wants any of it; return whether it is so."""
+    def abandon(self, task: Task, kept: set[Task]) -> bool:
+        """Forget ``task`` and all that was made of it now, if nobody wants any of it; return whether it is so.
+
+        ``kept`` are tasks for which it is not so, as found before; ``task`` joins them.
+        """
         found = {task: None}
         stack = [task]
         while stack:
-            for dependent in stack.pop().dependents or ():
+            t = stack.pop()
+            if t.who_wants or t in kept:
+                kept.add(task)
+                return False
+            for dependent in t.dependents or ():
                 if dependent not in found:
                     found[dependent] = None
                     stack.append(dependent)
-        if any(t.who_wants for t in found):
-            return False
         stack = [t for t in found if not t.dependents]
         while stack:
             t = stack.pop()
