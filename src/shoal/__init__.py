@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from shoal.deploy.local import LocalCluster as LocalCluster
     from shoal.errors import KilledWorker as KilledWorker
     from shoal.errors import Reschedule as Reschedule
-    from shoal.programs.servers import Nanny as Nanny
+    from shoal.programs.joining import Worker as Worker
+    from shoal.programs.nannies import Nanny as Nanny
     from shoal.programs.servers import Scheduler as Scheduler
-    from shoal.programs.servers import Worker as Worker
     from shoal.security import Security as Security
 
 _EXPORTS = {
@@ -35,11 +35,11 @@ _EXPORTS = {
     "Future": "shoal.client.future",
     "KilledWorker": "shoal.errors",
     "LocalCluster": "shoal.deploy.local",
-    "Nanny": "shoal.programs.servers",
+    "Nanny": "shoal.programs.nannies",
     "Reschedule": "shoal.errors",
     "Scheduler": "shoal.programs.servers",
     "Security": "shoal.security",
-    "Worker": "shoal.programs.servers",
+    "Worker": "shoal.programs.joining",
     "as_completed": "shoal.client.waiting",
     "default_client": "shoal.client.current",
     "get_client": "shoal.client.current",

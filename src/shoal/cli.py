@@ -81,7 +81,8 @@ def worker(
     nanny: bool,
 ) -> None:
     """Run a worker for the scheduler at ADDRESS until SIGINT or SIGTERM."""
-    from shoal.programs.servers import Nanny, Worker
+    from shoal.programs.joining import Worker
+    from shoal.programs.nannies import Nanny
 
     kind = Nanny if nanny else Worker
     amounts = _parse_amounts(resources, "--resources")

@@ -11,6 +11,7 @@ import difflib
 import json
 import os
 import re
+import resource
 import secrets
 import sys
 import warnings
@@ -45,16 +46,38 @@ def inherit(values: dict[str, Any]) -> None:
     _inherited = values
 
 
-def export() -> dict[str, Any]:
-    """The configuration that a worker needs, as plain values."""
-    if _inherited is not None:
+def export(overlay: dict[str, Any] | None = None) -> dict[str, Any]:
+    """The configuration that a worker needs, as plain values; ``overlay`` counts for more than what is set here."""
+    if _inherited is not None and not overlay:
         return _inherited
     import dask.config
 
-    _load_defaults()
-    tree = {name: dask.config.get(name, {}) for name in ("distributed", "shoal")}
-    exported: dict[str, Any] = json.loads(json.dumps(tree, default=str))
+    if _inherited is None:
+        _load_defaults()
+        tree = {name: dask.config.get(name, {}) for name in ("distributed", "shoal")}
+        tree["temporary-directory"] = dask.config.get("temporary-directory", None)
+    else:
+        tree = _inherited
+    exported: dict[str, Any] = json.loads(json.dumps(_merged(tree, overlay), default=str))
     return exported
+
+
+def _merged(tree: dict[str, Any], overlay: dict[str, Any] | None) -> dict[str, Any]:
+    """``tree`` under ``overlay``, whose keys may be written with dots."""
+    if not overlay:
+        return tree
+    import dask.config
+
+    nested: dict[str, Any] = {}
+    for key, value in overlay.items():
+        *path, last = str(key).split(".")
+        node = nested
+        for part in path:
+            node = node.setdefault(part, {})
+        known = node.get(last)
+        node[last] = dask.config.merge(known, value) if isinstance(known, dict) and isinstance(value, dict) else value
+    merged: dict[str, Any] = dask.config.merge(tree, nested)
+    return merged
 
 
 def import_path() -> list[str]:
@@ -229,26 +252,46 @@ def host_name() -> str:
 def cpu_count() -> int:
     """Processors that this process may use."""
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota = _read_cgroup("cpu.max")
-    if quota and not quota.startswith("max"):
-        limit, period = quota.split()
-        count = min(count, max(1, -(-int(limit) // int(period))))
+    for quota in _read_cgroups("cpu.max", "cpu", ""):
+        limit, _, period = quota.partition(" ")
+        if limit.isdigit() and period.isdigit():
+            count = min(count, max(1, -(-int(limit) // int(period))))
     return count
 
 
 def system_memory() -> int:
-    """Bytes of memory that this process may use: the machine's, or its control group's."""
+    """Bytes of memory that this process may use: the machine's, or what its control groups or its limits allow."""
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    limit = _read_cgroup("memory.max")
-    return min(total, int(limit)) if limit and limit.isdigit() else total
+    limits = [int(text) for text in _read_cgroups("memory.max", "memory", "memory.limit_in_bytes") if text.isdigit()]
+    allowed = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if allowed != resource.RLIM_INFINITY:
+        limits.append(allowed)
+    return min([total, *(limit for limit in limits if limit > 0)])
 
 
-def _read_cgroup(name: str) -> str | None:
+def _read_cgroups(name: str, controller: str, old_name: str) -> list[str]:
+    """What a file of this process's control group says, and of all groups above it (of version 2, or of version 1)."""
     try:
-        group = Path("/proc/self/cgroup").read_text().rsplit("::", 1)[-1].strip()
-        return Path(f"/sys/fs/cgroup{group}/{name}").read_text().strip()
+        lines = Path("/proc/self/cgroup").read_text().splitlines()
     except OSError:
-        return None
+        return []
+    found = []
+    for line in lines:
+        _, controllers, group = line.split(":", 2)
+        if not controllers:
+            root, file = Path("/sys/fs/cgroup"), name
+        elif controller in controllers.split(","):
+            root, file = Path("/sys/fs/cgroup") / controller, old_name
+        else:
+            continue
+        path = root / group.lstrip("/")
+        for place in [path, *path.parents]:
+            if place == root or root in place.parents:
+                try:
+                    found.append((place / file).read_text().strip())
+                except OSError:
+                    pass  # it is not limited there, or (in a container) lies outside of what can be seen
+    return found
 
 
 def user_directory() -> Path:
@@ -320,21 +363,29 @@ def write_private(path: Path, text: str) -> None:
     os.replace(draft, path)
 
 
-def effective_environment(extra: dict[str, str]) -> dict[str, str]:
-    """The environment of a worker process: ``extra``, then what is set here, then the configured defaults."""
+def effective_environment(extra: dict[str, Any], overlay: dict[str, Any] | None = None) -> dict[str, str]:
+    """The environment of a worker process: ``extra``, then what is set here, then the configured defaults.
+
+    Raises
+    ------
+    TypeError
+        If what is configured is no mapping, naming the key.
+    """
     merged: dict[str, str] = {}
-    for section in ("distributed.nanny.pre-spawn-environ", "distributed.nanny.environ"):
-        values = get(section) or {}
+    known = export(overlay).get("distributed", {}).get("nanny", {})
+    for section in ("pre-spawn-environ", "environ"):
+        values = known.get(section) or {}
         if not isinstance(values, dict):
-            raise TypeError(f"{section} must be a mapping, got {values!r}")
+            raise TypeError(f"distributed.nanny.{section} must be a mapping, got {values!r}")
         merged.update({name: str(value) for name, value in values.items() if value is not None})
     merged.update(os.environ)
-    merged.update({name: str(value) for name, value in extra.items()})
+    merged.update({str(name): str(value) for name, value in extra.items() if value is not None})
     if merged.get("PYTHONHASHSEED", "0") in ("", "0", "random"):
         merged["PYTHONHASHSEED"] = "6640"
-    if "dask.config" in sys.modules:
+    if overlay or "dask.config" in sys.modules:
         import dask.config
 
-        tree = {name: value for name, value in dask.config.config.items() if name not in ("scheduler", "shuffle")}
+        tree = _merged(dask.config.config, overlay)
+        tree = {name: value for name, value in tree.items() if name not in ("scheduler", "shuffle")}
         merged["DASK_INTERNAL_INHERIT_CONFIG"] = dask.config.serialize(tree)
     return merged

@@ -216,6 +216,14 @@ class Bye(Message):
     reason: str = ""
 
 
+class LogEvent(Message):
+    """Keep an event under some topics, and tell who subscribed to them; ``when`` in seconds since 1970."""
+
+    topics: list[str]
+    msg: Any
+    when: float
+
+
 # ---------------------------------------------------------------------------------------------- client → scheduler
 
 
@@ -291,11 +299,35 @@ class RunFunction(Message):
 
 
 class Restart(Message):
-    """Forget all tasks and restart all workers."""
+    """Forget all tasks and restart all workers; or, with ``workers``, restart those and forget nothing.
+
+    The answer to the second says for each address ``OK``, ``timed out``, ``removed`` or why not.
+    """
 
     rid: int
     timeout: float
     wait_for_workers: bool = True
+    workers: list[str] | None = None
+
+
+class RegisterPlugin(Message):
+    """Keep a plugin for all workers, nannies or the scheduler (``kind``), there now or later; None: remove it.
+
+    Answered once those that are there have installed it; ``idempotent``: one of that name that is there stays.
+    """
+
+    rid: int
+    kind: str
+    name: str
+    payload: Any = None
+    idempotent: bool = False
+
+
+class Subscribe(Message):
+    """Tell this client of each event of a topic from now on, or (``on=False``) no more."""
+
+    topic: str
+    on: bool = True
 
 
 class Shutdown(Message):
@@ -315,6 +347,9 @@ FromClient = (
     | Query
     | RunFunction
     | Restart
+    | RegisterPlugin
+    | Subscribe
+    | LogEvent
     | Shutdown
     | Bye
 )
@@ -371,13 +406,23 @@ class KeysRestarted(Message):
     wish: int = 0
 
 
+class Logged(Message):
+    """An event of a topic that the client subscribed to."""
+
+    topic: str
+    msg: Any
+    when: float
+
+
 class Warned(Message):
     """What a user should know about something that they asked for."""
 
     text: str
 
 
-ToClient = ClientRegistered | KeysDone | KeyErred | KilledTask | KeysCancelled | KeysRestarted | Warned | Answer | Bye
+ToClient = (
+    ClientRegistered | KeysDone | KeyErred | KilledTask | KeysCancelled | KeysRestarted | Warned | Logged | Answer | Bye
+)
 
 # ---------------------------------------------------------------------------------------------- worker → scheduler
 
@@ -496,6 +541,7 @@ FromWorker = (
     | DataPut
     | Missing
     | Heartbeat
+    | LogEvent
     | Answer
     | Bye
 )
@@ -504,10 +550,11 @@ FromWorker = (
 
 
 class WorkerRegistered(Message):
-    """The scheduler knows the worker now."""
+    """The scheduler knows the worker now; ``plugins`` are to be installed, in order, before anything runs."""
 
     scheduler_id: str
     heartbeat_interval: float
+    plugins: dict[str, Any] = msgspec.field(default_factory=dict)
 
 
 class WorkerRejected(Message):
@@ -553,13 +600,32 @@ class Call(Message):
     wait: bool = True
 
 
+class ChangePlugin(Message):
+    """Install a plugin, or (without a payload) remove it."""
+
+    rid: int
+    name: str
+    payload: Any = None
+
+
 class Close(Message):
     """End this process, and do not come back."""
 
     reason: str
 
 
-ToWorker = WorkerRegistered | WorkerRejected | Compute | FreeKeys | Steal | Holders | DropFunctions | Call | Close
+ToWorker = (
+    WorkerRegistered
+    | WorkerRejected
+    | Compute
+    | FreeKeys
+    | Steal
+    | Holders
+    | DropFunctions
+    | Call
+    | ChangePlugin
+    | Close
+)
 
 # ---------------------------------------------------------------------------------------------- peers (get and put)
 
@@ -626,7 +692,11 @@ class RegisterNanny(Message):
 
 
 class WorkerDied(Message):
-    """The nanny's worker process is gone: why, and what it was running."""
+    """The nanny's worker process is gone: why, and what it was running.
+
+    ``cause`` is one word (see ``core/nanny/reactor.py``), ``peak`` the most bytes of memory that it had, ``output`` its
+    last words.
+    """
 
     worker: str
     reason: str
@@ -634,6 +704,9 @@ class WorkerDied(Message):
     expected: bool = False
     restarting: bool = True
     address: str = ""
+    cause: str = ""
+    peak: int = 0
+    output: list[str] = msgspec.field(default_factory=list)
 
 
 class WorkerGaveUp(Message):
@@ -642,13 +715,14 @@ class WorkerGaveUp(Message):
     reason: str
 
 
-FromNanny = RegisterNanny | WorkerDied | WorkerGaveUp | Answer | Bye
+FromNanny = RegisterNanny | WorkerDied | WorkerGaveUp | LogEvent | Answer | Bye
 
 
 class NannyRegistered(Message):
-    """The scheduler knows the nanny now."""
+    """The scheduler knows the nanny now; ``plugins`` are to be installed, in order, before its worker starts."""
 
     scheduler_id: str
+    plugins: dict[str, Any] = msgspec.field(default_factory=dict)
 
 
 class RestartWorker(Message):
@@ -664,7 +738,7 @@ class RestartWorker(Message):
     worker: str = ""
 
 
-ToNanny = NannyRegistered | RestartWorker | Call | Close
+ToNanny = NannyRegistered | RestartWorker | Call | ChangePlugin | Close
 
 #: What the scheduler's listener may hear on an open link, by the role that the handshake proved.
 INBOUND: dict[str, Any] = {"client": FromClient, "worker": FromWorker, "nanny": FromNanny}

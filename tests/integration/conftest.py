@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ import pytest
 
 from shoal import Client, LocalCluster
 from shoal.client.loop import get_loop_thread
+from shoal.shell.scratch import remove_orphans
 
 
 def _snapshot() -> tuple[set[int], set[str], set[str]]:
@@ -36,12 +38,15 @@ def nothing_is_left(tmp_path_factory, monkeypatch) -> Iterator[None]:
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.mktemp("home")))
     scratch = tmp_path_factory.mktemp("scratch")
     monkeypatch.setenv("TMPDIR", str(scratch))
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
     get_loop_thread()
     before = _snapshot()
     yield
     deadline = time.monotonic() + 10
     while True:
         gc.collect()
+        for space in scratch.glob("shoal-scratch-space-*"):
+            remove_orphans(space)  # what processes left that were killed; whoever starts next would do this
         left = [sorted(now - then) for now, then in zip(_snapshot(), before, strict=True)]
         files = [str(path) for path in scratch.rglob("*") if not path.is_dir()]
         directories = [str(path) for path in scratch.glob("shoal-*/*")]

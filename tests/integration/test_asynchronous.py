@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -12,6 +11,7 @@ import pytest
 from shoal import Client, LocalCluster, Nanny, Scheduler, Security, Worker, as_completed, wait
 from shoal.errors import ClosedClientError, HandshakeError, StartError, UsageError
 from tests.integration.functions import add, fail, inc, pid, slow_inc
+from tests.integration.helpers import until
 
 
 def run(main: Callable[[], Awaitable[None]]) -> None:
@@ -129,8 +129,6 @@ def test_a_callback_that_raises_is_logged_and_the_rest_are_called(caplog: Any) -
         future = client.submit(inc, 1)
         future.add_done_callback(lambda f: fail(0))
         future.add_done_callback(lambda f: called.append(f.result()))
-        deadline = time.monotonic() + 10
-        while not called and time.monotonic() < deadline:
-            time.sleep(0.01)
+        until(lambda: called)
         assert called == [2]
     assert "a done-callback raised" in caplog.text

@@ -6,12 +6,12 @@ import json
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from shoal import Client
+from tests.integration.helpers import until
 
 
 def double(x: int) -> int:
@@ -24,10 +24,7 @@ def test_scheduler_and_worker_find_each_other_and_end_cleanly(tmp_path: Path, na
     file = tmp_path / "scheduler.json"
     command = [sys.executable, "-c", "from shoal.cli import main; main()"]
     scheduler = subprocess.Popen([*command, "scheduler", "--port", "0", "--scheduler-file", str(file)])
-    deadline = time.monotonic() + 30
-    while not file.exists():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    until(file.exists)
     assert file.stat().st_mode & 0o777 == 0o600
     worker = subprocess.Popen([*command, "worker", "--scheduler-file", str(file), "--nthreads", "1", nanny])
     try:

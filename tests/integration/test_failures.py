@@ -40,13 +40,15 @@ def gone(processes: list[psutil.Process]) -> bool:
     return not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in processes)
 
 
-def test_sigkill_of_the_head_ends_its_workers_and_tells_the_client(client: Client, cluster: LocalCluster) -> None:
+def test_sigkill_of_the_head_ends_its_workers_and_tells_the_client(
+    client: Client, cluster: LocalCluster, tmp_path: Path
+) -> None:
     """Also a worker whose task holds the GIL, and never hears of it."""
     assert cluster.scheduler_pid is not None
     workers = children(cluster.scheduler_pid)
-    stuck = client.submit(hold_the_gil, 60)
-    until(lambda: any(client.processing().values()))
-    time.sleep(0.2)
+    marker = tmp_path / "running"
+    stuck = client.submit(hold_the_gil, 60, str(marker))
+    until(marker.exists)
     os.kill(cluster.scheduler_pid, signal.SIGKILL)
     with pytest.raises(FutureCancelledError, match="closed"):
         stuck.result(20)
@@ -55,9 +57,11 @@ def test_sigkill_of_the_head_ends_its_workers_and_tells_the_client(client: Clien
     until(lambda: gone(workers))
 
 
-def hold_the_gil(seconds: int) -> None:
+def hold_the_gil(seconds: int, marker: str | None = None) -> None:
     import ctypes
 
+    if marker is not None:
+        Path(marker).touch()
     ctypes.PyDLL(None).sleep(seconds)
 
 
@@ -77,7 +81,7 @@ def test_a_user_program_that_is_killed_leaves_nothing_running(tmp_path: Path) ->
     assert user.stdout is not None
     assert user.stdout.readline() == b"up\n"
     started = children(user.pid)
-    assert len(started) == 3
+    assert len(started) == 4  # the head, what forks workers, and two of these
     user.kill()
     user.wait()
     user.stdout.close()
@@ -230,7 +234,7 @@ def test_a_worker_that_cannot_start_says_why(tmp_path: Path) -> None:
 def _exiting(directory: Path) -> Path:
     """A directory whose ``sitecustomize`` ends worker processes at their start."""
     (directory / "sitecustomize.py").write_text(
-        "import os, sys\nif 'shoal.programs.worker_main' in ' '.join(sys.orig_argv): os._exit(3)\n"
+        "import os, sys\nif 'shoal.programs.fork_server' in ' '.join(sys.orig_argv): os._exit(3)\n"
     )
     return directory
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from pathlib import Path
 
 import dask
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from shoal import Client, LocalCluster, get_client, rejoin, secede, worker_client
 from shoal.errors import ConfigurationError
 from tests.integration.functions import inc
+from tests.integration.helpers import until
 
 
 def fib(n: int) -> int:
@@ -66,14 +68,20 @@ def thread_and_linger(seconds: float) -> str:
     return threading.current_thread().name
 
 
-def test_pools_of_threads_by_name() -> None:
+def wait_for(path: str) -> str:
+    until(lambda: Path(path).exists())
+    return path
+
+
+def test_pools_of_threads_by_name(tmp_path: Path) -> None:
     """Tasks of one do not wait for those of another; who asks for one that nobody has is told."""
     with LocalCluster(n_workers=1, threads_per_worker=1, executors={"io": 2}) as cluster, Client(cluster) as client:
-        slow = client.submit(thread_and_linger, 1.0)
+        slow = client.submit(wait_for, str(tmp_path / "go on"))
         with dask.annotate(executor="io"):
             quick = client.map(thread_and_linger, [0.0, 0.1, 0.2], pure=False)
             assert len(set(client.gather(quick))) == 2
         assert not slow.done()
+        (tmp_path / "go on").touch()
         with dask.annotate(executor="gpu", retries=2):
             stuck = client.submit(thread_and_linger, 0.0)
         assert "has an executor 'gpu'" in client.why(stuck)

@@ -25,7 +25,7 @@ def total(array: Any) -> float:
 
 
 def lent(dask_worker: Any) -> int:
-    return len(dask_worker._lent)
+    return len(dask_worker.program._lent)
 
 
 def test_large_values_are_read_from_the_memory_of_their_worker(client: Client) -> None:

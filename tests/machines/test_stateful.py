@@ -36,7 +36,7 @@ from shoal.core.events import (
     Seceded,
 )
 from shoal.core.nanny.child import ChildState
-from shoal.core.nanny.reactor import NannyCore
+from shoal.core.nanny.reactor import NannyCore, Wish
 from shoal.core.scheduler.reactor import SchedulerCore
 from shoal.core.scheduler.settings import Settings
 from shoal.core.worker.attempt import AttemptState
@@ -425,6 +425,10 @@ class NannyMachine(RuleBasedStateMachine):
         self.process = 0
         self.told_to_end = self.stopped = False
 
+    @initialize(reconnect=st.booleans())
+    def begin(self, reconnect: bool) -> None:
+        self.core.reconnect = reconnect
+
     def tell(self, event: Any) -> None:
         self.now += 0.01
         for effect in self.core.handle([event], self.now):
@@ -438,9 +442,13 @@ class NannyMachine(RuleBasedStateMachine):
                 assert not self.process, "it ends and leaves a process behind"
                 self.stopped = True
 
-    @rule(what=st.sampled_from(["start", "restart", "restart", "close"]))
-    def command(self, what: str) -> None:
-        self.tell(Command(what))
+    @rule(what=st.sampled_from(["start", "restart", "restart", "kill", "leave", "close"]), timeout=st.floats(0, 50))
+    def command(self, what: str, timeout: float) -> None:
+        self.tell(Command(what, timeout=timeout))
+        if what == "kill":
+            assert self.told_to_end or not self.process
+        if what in ("start", "restart") and not self.stopped and self.core.wish is Wish.UP:
+            assert self.process or self.core.state is ChildState.GIVEN_UP
 
     @rule(worker=st.sampled_from(["", "n.1", "n.2"]))
     def asked_to_restart(self, worker: str) -> None:
@@ -458,7 +466,11 @@ class NannyMachine(RuleBasedStateMachine):
         number, self.process = self.process, 0
         if said:
             self.tell(ChildFailed(number, "no such module"))
+        wish = self.core.wish
         self.tell(ChildExited(number, code, 9 if code is None else None, ["k"]))
+        if wish in (Wish.DOWN, Wish.LEAVE, Wish.CLOSED):
+            assert not self.process, "a process that nobody wants is started"
+            assert self.stopped or wish is Wish.DOWN
 
     @rule(rss=st.sampled_from([10, 1000]), late=st.integers(0, 1))
     def sample(self, rss: int, late: int) -> None:

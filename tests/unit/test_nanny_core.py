@@ -29,12 +29,20 @@ def test_a_worker_that_dies_is_reported_and_started_again_at_once() -> None:
     """With its reason, and what it was running."""
     core = NannyCore("n")
     up(core)
-    effects = acts(core.handle([exited(core, None, 9, ["k"])], 5.0))
-    assert effects == [
-        Send("", WorkerDied("w1", "was killed by signal 9", ["k"], False, True, "tcp://w1")),
-        Spawn(2),
-    ]
-    assert core.restarts == 1
+    event = ChildExited(1, None, 11, ["k"], 5_000_000, ["Fatal Python error: Segmentation fault"])
+    report, spawn = acts(core.handle([event], 5.0))
+    assert isinstance(report, Send)
+    died = report.message
+    assert isinstance(died, WorkerDied)
+    assert (died.worker, died.running, died.expected, died.restarting) == ("w1", ["k"], False, True)
+    assert (died.cause, died.address, died.peak) == ("signal", "tcp://w1", 5_000_000)
+    assert "signal 11 (SIGSEGV)" in died.reason
+    assert "5 MB" in died.reason
+    assert died.output == event.output
+    assert spawn == Spawn(2)
+    assert (core.restarts, core.deaths) == (1, {"signal": 1})
+    core.handle([ChildReady(2, "w2", "tcp://w2", 8)], 5.75)
+    assert core.recovery == 0.75
 
 
 def test_starts_that_fail_are_further_and_further_apart_and_end() -> None:
@@ -82,13 +90,68 @@ def test_close_asks_first_and_kills_after_a_while() -> None:
     assert core.handle([Command("start")], 4.0) == []
 
 
-def test_a_restart_that_is_asked_for_is_hard_and_at_once() -> None:
-    """Also for a worker that hears nothing."""
+def test_a_restart_that_is_asked_for_is_soft_at_first() -> None:
+    """One for a worker that is not heard of is hard at once."""
     core = NannyCore("n")
     up(core)
-    assert core.handle([Received("", [RestartWorker(1, "asked for", 30.0)])], 0.0) == [Signal(1, True)]
-    effects = acts(core.handle([exited(core, None, 9)], 0.1))
+    assert core.handle([Received("", [RestartWorker(1, "asked for", 30.0)])], 0.0) == [Signal(1, False)]
+    assert acts(core.handle([Due()], GRACE)) == [Signal(1, True)]
+    effects = acts(core.handle([exited(core, None, 9)], 2.1))
     assert effects[-1] == Spawn(2)
+    core.handle([ChildReady(2, "w2", "tcp://w2", 8)], 3.0)
+    assert core.handle([Received("", [RestartWorker(1, "silent", 30.0, True, "w1")])], 4.0) == []
+    assert core.handle([Received("", [RestartWorker(1, "silent", 30.0, True, "w2")])], 4.0) == [Signal(2, True)]
+    (report, *_) = acts(core.handle([exited(core, None, 9, ["k"])], 4.1))
+    assert isinstance(report, Send)
+    assert (report.message.cause, report.message.expected) == ("silent", False)
+
+
+def test_a_kill_is_followed_by_nothing_until_a_start() -> None:
+    """The process has 0.8 of the time to end by itself."""
+    core = NannyCore("n")
+    up(core)
+    assert core.handle([Command("kill", "", 10.0)], 0.0) == [Signal(1, False)]
+    assert core.deadline() == 8.0
+    core.handle([Command("kill", "", 1.0)], 0.0)
+    assert core.deadline() == 0.8
+    (report,) = acts(core.handle([exited(core, 0)], 1.0))
+    assert isinstance(report, Send)
+    assert (report.message.cause, report.message.restarting) == ("asked", False)
+    assert core.state is ChildState.DOWN
+    assert core.handle([Command("start")], 2.0) == [Spawn(2)]
+
+
+def test_the_last_wish_counts() -> None:
+    """Whatever was asked for while the process was ending."""
+    for wishes, last in ((["kill", "restart"], Spawn), (["restart", "kill"], Send), (["restart", "close"], Stop)):
+        core = NannyCore("n")
+        up(core)
+        core.handle([Command(wish) for wish in wishes], 0.0)
+        assert type(acts(core.handle([exited(core, 0)], 1.0))[-1]) is last
+    core.handle([Command("start"), Command("restart"), Command("kill")], 2.0)
+    assert core.state is ChildState.DOWN
+
+
+def test_one_that_leaves_or_does_not_reconnect_ends_with_its_worker() -> None:
+    """But for a restart that was asked for, where it does not reconnect."""
+    leaving, once = NannyCore("n"), NannyCore("n", reconnect=False)
+    for core in (leaving, once):
+        up(core)
+    assert leaving.handle([Command("leave", "enough")], 0.0) == []
+    assert isinstance(acts(leaving.handle([exited(leaving, 0)], 1.0))[-1], Stop)
+    once.handle([Command("restart")], 1.0)
+    assert acts(once.handle([exited(once, 0)], 1.1))[-1] == Spawn(2)
+    once.handle([ChildReady(2, "w2", "tcp://w2", 8)], 2.0)
+    assert isinstance(acts(once.handle([exited(once, 3)], 3.0))[-1], Stop)
+
+
+def test_memory_is_looked_at_the_oftener_the_less_is_left() -> None:
+    """Never less than it takes to use up the rest."""
+    core = NannyCore("n", memory_limit=1_000_000_000, terminate=0.95)
+    assert core.sample_interval(100_000_000, 0.1) == 0.1
+    assert core.sample_interval(900_000_000, 0.1) == 0.0125
+    assert core.sample_interval(2_000_000_000, 0.1) == 0.01
+    assert NannyCore("n").sample_interval(10**12, 0.1) == 0.1
 
 
 def test_a_start_that_takes_too_long_is_ended() -> None:

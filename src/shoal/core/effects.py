@@ -84,6 +84,30 @@ class CallUser(Effect):
     to: str = ""
 
 
+class InstallPlugin(Effect):
+    """Install a plugin in this program, or (without a payload) remove it, and answer as for :class:`CallUser`."""
+
+    rid: int
+    name: str
+    payload: Any
+    to: str = ""
+
+
+class Notify(Effect):
+    """Call a hook of the scheduler's plugins."""
+
+    hook: str
+    args: tuple[Any, ...]
+
+
+class EventLogged(Effect):
+    """An event of a topic that this client subscribed to."""
+
+    topic: str
+    msg: Any
+    when: float
+
+
 class Stop(Effect):
     """End this program."""
 

@@ -110,12 +110,18 @@ class ChildFailed(Event):
 
 
 class ChildExited(Event):
-    """The process is gone and joined. ``running`` are the keys that its threads were in."""
+    """The process is gone and joined.
+
+    ``running`` are the keys that its threads were in, ``peak`` the most bytes of memory that it had (0: not known),
+    ``output`` the last lines that it wrote to stderr.
+    """
 
     incarnation: int
     exitcode: int | None
     signal: int | None
     running: list[str]
+    peak: int = 0
+    output: list[str] = []
 
 
 class MemorySample(Event):
@@ -126,12 +132,15 @@ class MemorySample(Event):
 
 
 class Command(Event):
-    """The owner of a nanny (or of any core) wants something: ``restart``, ``kill``, ``start``, ``close``."""
+    """The owner of a nanny wants something.
+
+    ``start``, ``restart``, ``kill`` (and start none until told to), ``leave`` (when the worker goes, go too),
+    ``close``. ``timeout`` is in seconds.
+    """
 
     what: str
     reason: str = ""
     timeout: float = 30.0
-    rid: int = 0
 
 
 class Pressure(Event):
@@ -151,6 +160,21 @@ class Rejoined(Event):
     """The task of this key is back in the pool."""
 
     key: str
+
+
+class PluginOffered(Event):
+    """A plugin of the scheduler's wants another installed elsewhere (without a payload: removed)."""
+
+    rid: int
+    kind: str
+    name: str
+    payload: Any
+
+
+class PluginsChanged(Event):
+    """The scheduler's own plugins now, by name, with the hooks that each of them has."""
+
+    hooks: dict[str, list[str]]
 
 
 class Said(Event):

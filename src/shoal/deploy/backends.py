@@ -12,6 +12,7 @@ from typing import Any
 from shoal import config, errors
 from shoal.programs.scheduler import SchedulerProgram
 from shoal.programs.worker import WorkerProgram
+from shoal.shell.addresses import Listening
 
 
 class HeadProcess:
@@ -130,9 +131,10 @@ class InProcess:
                     memory_limit=options["memory_limit"],
                     resources=options["resources"],
                     executors=options["executors"],
+                    local_directory=options["local_directory"],
                 )
                 self.workers.append(worker)
-                await worker.start([listen[0], f"{listen[1]}0"])
+                await worker.start(Listening([listen[0]]), also=[f"{listen[1]}0"])
             await self.scheduler.wait_for_workers(len(self.workers))
         except BaseException:
             await self.close()

@@ -53,6 +53,8 @@ class LocalCluster:
         Threads of further pools of each worker, by name.
     env
         Environment of the worker processes.
+    local_directory
+        Where scratch directories are made (``temporary-directory``).
     timeout
         Seconds that the start may take.
 
@@ -84,6 +86,7 @@ class LocalCluster:
         resources: dict[str, float] | None = None,
         executors: dict[str, int] | None = None,
         env: dict[str, str] | None = None,
+        local_directory: str | None = None,
         timeout: float = 60.0,
     ) -> None:
         self.processes = processes is not False
@@ -111,7 +114,8 @@ class LocalCluster:
             "memory_limit": self.memory_limit,
             "resources": resources,
             "executors": config.executors(executors),
-            "env": env or {},
+            "env": {name: str(value) for name, value in (env or {}).items()},
+            "local_directory": None if local_directory is None else str(local_directory),
         }
         self._head = HeadProcess(options, env or {}) if self.processes else None
         self._inside = None if self.processes else InProcess(options, self._secret)

@@ -57,10 +57,12 @@ async def _run(options: dict[str, Any], answer: int) -> None:
                     [local],
                     secret,
                     name,
-                    f"tcp://{options['host']}:0",
-                    options["memory_limit"],
-                    {name: options[name] for name in ("nthreads", "resources", "executors")},
-                    options["env"],
+                    ([f"tcp://{options['host']}:0"], ""),
+                    memory_limit=options["memory_limit"],
+                    nthreads=options["nthreads"],
+                    worker_options={name: options[name] for name in ("resources", "executors")},
+                    env=options["env"],
+                    local_directory=options["local_directory"],
                 )
                 nannies.append(nanny)
             await asyncio.gather(*(nanny.start() for nanny in nannies))

@@ -8,35 +8,59 @@ import logging
 import os
 import signal
 import socket
-import subprocess
-import sys
+from collections import deque
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from time import monotonic
 from typing import Any
 from uuid import uuid4
 
 from shoal import config
-from shoal.core.effects import CallUser, Effect, Log, Send, Signal, Spawn, Stop
+from shoal.core.effects import CallUser, Effect, InstallPlugin, Log, Send, Signal, Spawn, Stop
 from shoal.core.events import (
     CallDone,
     ChildExited,
     ChildFailed,
     ChildReady,
     Command,
+    Event,
     LinkLost,
     MemorySample,
     Received,
 )
+from shoal.core.nanny.child import ChildState
 from shoal.core.nanny.reactor import NannyCore
 from shoal.errors import StartError
-from shoal.messages import RegisterNanny, ToNanny
+from shoal.messages import Bye, NannyRegistered, RegisterNanny, ToNanny
 from shoal.programs.calls import call_user
+from shoal.programs.plugins import Plugins
+from shoal.programs.processes import Child, Starter, start_method
+from shoal.shell.addresses import Listening
 from shoal.shell.driver import Driver
 from shoal.shell.link import Identity, Link
 from shoal.shell.logs import LogKeeper
-from shoal.shell.network import dial_lasting, local_address
+from shoal.shell.loops import in_thread
+from shoal.shell.network import dial_lasting
 from shoal.shell.recorder import Recorder
-from shoal.shell.usage import resident_bytes
+from shoal.shell.scratch import Scratch, remove_tree
+from shoal.shell.serialize import event_of
+from shoal.shell.usage import most_resident_bytes, resident_bytes
 
 logger = logging.getLogger("shoal.nanny")
+
+#: Lines of a worker's stderr that are told when it died, and the most characters of each.
+LAST_LINES, LONGEST_LINE = 20, 1000
+
+
+class NannyMemory:
+    """What the nanny looks at: the limit, and the fraction of it at which the worker is ended."""
+
+    def __init__(self, limit: int) -> None:
+        self.memory_limit = limit
+        name = "distributed.worker.memory.terminate"
+        self.memory_terminate_fraction = config.fraction(config.get(name, 0.95), name)
+        name = "distributed.worker.memory.monitor-interval"
+        self.memory_monitor_interval = config.seconds(config.get(name, 0.1), name) or 0.1
 
 
 class NannyProgram:
@@ -48,14 +72,26 @@ class NannyProgram:
         Addresses of the scheduler.
     secret
         The cluster's secret.
-    name, memory_limit
+    name, memory_limit, nthreads
         Of the worker.
     listen
-        Where the worker listens, beside an address that only this machine reaches.
+        Where the worker listens: addresses to try, and what others are told, if that is another.
     worker_options
-        Handed to the worker.
+        Further arguments of the worker.
     env
         Environment of the worker, over all else.
+    overlay
+        Configuration of the worker, over the nanny's own.
+    local_directory
+        Where scratch directories are made.
+    reconnect
+        Whether a worker that ended by itself is followed by another.
+    start_timeout
+        Seconds that a worker process may take to be ready; ``shoal.nanny.start-timeout`` by default.
+    worker_class
+        Pickled class of the worker, in hexadecimal digits; empty for :class:`Worker`.
+    public
+        What users' functions and plugins get as the nanny; this object by default.
     """
 
     def __init__(
@@ -63,36 +99,60 @@ class NannyProgram:
         scheduler: list[str],
         secret: bytes,
         name: str,
-        listen: str,
+        listen: tuple[list[str], str] | Listening,
+        *,
         memory_limit: int = 0,
+        nthreads: int = 1,
         worker_options: dict[str, Any] | None = None,
         env: dict[str, str] | None = None,
+        overlay: dict[str, Any] | None = None,
+        local_directory: str | None = None,
+        reconnect: bool = True,
+        start_timeout: float | None = None,
+        worker_class: str = "",
+        public: Any = None,
     ) -> None:
         self.id = f"Nanny-{uuid4().hex}"
-        self.name = name
-        self.scheduler, self.listen = scheduler, listen
-        self.memory_limit = memory_limit
-        self.env = config.effective_environment(env or {})
+        self.name, self.nthreads = name, nthreads
+        self.scheduler, self.listen = scheduler, Listening(*listen)
+        self.env = config.effective_environment(env or {}, overlay)
+        self.memory_manager = NannyMemory(memory_limit)
         self.finished = asyncio.Event()
         self.reason = ""
-        self.process: subprocess.Popen[bytes] | None = None
+        self.process: Child | None = None
+        self._starter = Starter(start_method())
+        self._overlay = overlay
         self._secret = secret
-        self._options = worker_options or {}
+        self._options = {"nthreads": nthreads, "memory_limit": memory_limit, **(worker_options or {})}
+        self._worker_class = worker_class
         self._identity = Identity("nanny", self.id, secret, {"scheduler": ToNanny})
         self._link: Link | None = None
         self._loop = asyncio.get_running_loop()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._registered = asyncio.Event()
         self._up = asyncio.Event()
+        self._waiting: list[tuple[Callable[[], bool], asyncio.Future[None]]] = []
+        #: A signal that came before there was a process to send it to.
+        self._early_signal = 0
+        self._scratch = Scratch("nanny", local_directory)
+        self.local_directory = str(self._scratch.path)
+        #: Where the files of the worker are; empty where there is none.
+        self.worker_dir = ""
         #: Where the worker listens now.
         self.worker_address = ""
-        terminate = config.fraction(config.get("distributed.worker.memory.terminate", 0.95), "memory.terminate")
+        if start_timeout is None:
+            given = config.get("shoal.nanny.start-timeout", 60.0)
+            start_timeout = config.seconds(given, "shoal.nanny.start-timeout") or 60.0
         self.core = NannyCore(
             name,
             memory_limit,
-            terminate,
-            config.seconds(config.get("shoal.nanny.start-timeout", 60.0), "shoal.nanny.start-timeout") or 60.0,
+            self.memory_manager.memory_terminate_fraction,
+            start_timeout,
             int(config.get("shoal.nanny.crash-limit", 5)),
+            reconnect,
         )
+        self._public = public if public is not None else self
+        self._hooks = Plugins("nanny", self._public)
         self.logs = LogKeeper(config.log_length(), f"worker {name} ")
         self.logs.attach("shoal.nanny")
         self.driver = Driver(self.core, self._perform, self._loop, lambda error: self.finished.set())
@@ -100,13 +160,31 @@ class NannyProgram:
     @property
     def pid(self) -> int | None:
         """Process id of the worker."""
-        return self.process.pid if self.process is not None and self.process.returncode is None else None
+        return self.process.pid if self.is_alive() and self.process is not None else None
+
+    def is_alive(self) -> bool:
+        """Whether there is a worker process."""
+        return self.process is not None and self.process.alive
+
+    @property
+    def memory_limit(self) -> int:
+        """Bytes that the worker may use; 0 is no limit."""
+        return self.memory_manager.memory_limit
+
+    @property
+    def plugins(self) -> dict[str, Any]:
+        """The plugins that are installed, by name."""
+        return self._hooks.installed
+
+    # -------------------------------------------------------------------------------------------- life
 
     async def start(self, timeout: float = 30.0) -> None:
-        """Connect to the scheduler, register, and start the worker process."""
+        """Connect to the scheduler, register, install plugins, and begin to start the worker process."""
         self._link = await dial_lasting(self.scheduler, self._identity, self._on_messages, self._on_closed, timeout)
         self._link.send(RegisterNanny(self.name, socket.gethostname(), os.getpid()))
-        self.driver.push(Command("start"))
+        async with asyncio.timeout(timeout):
+            await self._registered.wait()
+        self._push(Command("start"))
 
     async def wait_until_up(self) -> None:
         """Wait until the scheduler knows the worker process.
@@ -114,38 +192,140 @@ class NannyProgram:
         Raises
         ------
         StartError
-            If the nanny gave up.
+            If the nanny gave up, or is closed.
         """
-        waits = {self._loop.create_task(event.wait()) for event in (self._up, self.finished)}
-        _, pending = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-        for wait in pending:
-            wait.cancel()
-        if not self._up.is_set():
-            raise StartError(self.reason)
+        await self._until(lambda: self._is_up() or self.finished.is_set())
+        if not self._is_up():
+            raise StartError(self.reason or self.core.failure)
+
+    def _is_up(self) -> bool:
+        return self.core.state is ChildState.UP and self._up.is_set()
+
+    async def instantiate(self, timeout: float | None = None) -> str:
+        """Start the worker process, unless there is one, and wait until the scheduler knows it.
+
+        Returns
+        -------
+        str
+            ``"running"``, or ``"timed out"`` after ``timeout`` seconds.
+
+        Raises
+        ------
+        StartError
+            If it cannot be started, with its reason.
+        """
+        self._push(Command("start"))
+        try:
+            async with asyncio.timeout(timeout):
+                await self.wait_until_up()
+        except TimeoutError:
+            return "timed out"
+        return "running"
+
+    async def kill(self, timeout: float = 2.0, reason: str = "") -> None:
+        """End the worker process: it is asked to, and killed after 0.8 of ``timeout`` seconds. No other is started.
+
+        Returns once it is gone and joined, and the scheduler was told.
+        """
+        self._push(Command("kill", reason, _seconds(timeout)))
+        await self._until(lambda: self.core.state in (ChildState.DOWN, ChildState.GIVEN_UP))
+
+    async def restart(self, timeout: float = 30.0, reason: str = "") -> Any:
+        """Replace the worker process.
+
+        Returns
+        -------
+        str or Exception
+            ``"OK"``, ``"timed out"`` after ``timeout`` seconds (it goes on all the same), or why it cannot be.
+        """
+        before = self.core.incarnation
+        deadline = monotonic() + _seconds(timeout)
+        self._push(Command("restart", reason, _seconds(timeout)))
+        try:
+            async with asyncio.timeout(max(0.0, deadline - monotonic())):
+                await self._until(
+                    lambda: (
+                        (self.core.incarnation > before and self._is_up())
+                        or self.finished.is_set()
+                        or self.core.state is ChildState.DOWN
+                    )
+                )
+        except TimeoutError:
+            return "timed out"
+        return "OK" if self._is_up() else StartError(self.reason or "the worker was killed meanwhile")
+
+    async def close_gracefully(self, reason: str = "") -> None:
+        """When the worker goes, close; do not start another."""
+        self._push(Command("leave", reason))
+
+    async def close(self, reason: str = "closed", timeout: float = 2.5) -> None:
+        """End the worker process and all else that there is. Whoever calls it returns once that is done."""
+        self._push(Command("close", reason, _seconds(timeout)))
+        await self.finished.wait()
+        if self._link is not None:
+            self._link.send(Bye(self.reason or reason))
+            self._link.close(reason)
+        await self._hooks.close()
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+        self.driver.close()
+        await self._starter.close()
+        self.logs.close()
+        await in_thread(self._scratch.close)
+
+    def _push(self, event: Event) -> None:
+        """Tell the core, and whoever waits for what may have come of it."""
+        self.driver.push(event)
+        for condition, future in tuple(self._waiting):
+            if not future.done() and condition():
+                future.set_result(None)
+
+    async def _until(self, condition: Callable[[], bool]) -> None:
+        if condition():
+            return
+        entry = (condition, self._loop.create_future())
+        self._waiting.append(entry)
+        try:
+            await entry[1]
+        finally:
+            self._waiting.remove(entry)
+
+    # -------------------------------------------------------------------------------------------- the scheduler
 
     def _on_messages(self, link: Link, messages: list[Any]) -> None:
-        self.driver.push(Received("", messages))
+        for message in messages:
+            if isinstance(message, NannyRegistered):
+                self._task(self._install(message.plugins))
+        self._push(Received("", [message for message in messages if not isinstance(message, NannyRegistered)]))
+
+    async def _install(self, plugins: dict[str, Any]) -> None:
+        await self._hooks.install_all(plugins)
+        self._registered.set()
 
     def _on_closed(self, link: Link, reason: str) -> None:
-        self.driver.push(LinkLost("scheduler", link.peer_id, reason))
+        self._push(LinkLost("scheduler", link.peer_id, reason))
 
     def _perform(self, effect: Effect) -> None:
         match effect:
             case Spawn():
-                self._spawn(effect.incarnation)
+                self._task(self._run(effect.incarnation))
             case Signal():
-                if self.process is not None and effect.incarnation == self.core.incarnation:
-                    self.process.send_signal(signal.SIGKILL if effect.hard else signal.SIGTERM)
+                self._signal(signal.SIGKILL if effect.hard else signal.SIGTERM)
             case Send():
-                if self._link is not None:
-                    self._link.send(effect.message)
+                self._send(effect.message)
             case Log():
                 logger.log(effect.level, "%s", effect.text)
             case CallUser():
                 self._task(self._call(effect))
+            case InstallPlugin():
+                self._task(self._change_plugin(effect))
             case Stop():
                 self.reason = effect.reason
                 self.finished.set()
+
+    def _send(self, message: Any) -> None:
+        if self._link is not None:
+            self._link.send(message)
 
     def _task(self, coroutine: Any) -> None:
         task = self._loop.create_task(coroutine)
@@ -153,71 +333,120 @@ class NannyProgram:
         task.add_done_callback(self._tasks.discard)
 
     async def _call(self, effect: CallUser) -> None:
-        self.driver.push(CallDone(effect.rid, effect.to, await call_user(effect.payload, dask_worker=self)))
+        payload = await call_user(effect.payload, dask_worker=self._public, dask_nanny=self._public)
+        self._push(CallDone(effect.rid, effect.to, payload))
 
-    def _spawn(self, incarnation: int) -> None:
+    async def _change_plugin(self, effect: InstallPlugin) -> None:
+        payload = await self._hooks.change(effect.name, effect.payload)
+        plugin = self._hooks.installed.get(effect.name)
+        if effect.payload is not None and getattr(plugin, "restart", False):
+            await self.restart(reason=f"was restarted for the plugin {effect.name}")
+        self._push(CallDone(effect.rid, effect.to, payload))
+
+    async def plugin_add(self, plugin: Any, name: str | None = None) -> str:
+        """Install a plugin in this nanny alone; return its name. The worker is restarted if it asks for that."""
+        name = await self._hooks.add(plugin, name)
+        if getattr(plugin, "restart", False) and self.is_alive():
+            await self.restart(reason=f"was restarted for the plugin {name}")
+        return name
+
+    async def plugin_remove(self, name: str) -> None:
+        """Tear a plugin down and forget it."""
+        await self._hooks.remove(name)
+
+    def log_event(self, topic: str | Sequence[str], msg: Any) -> None:
+        """Log an event under one or more topics; callable in any thread.
+
+        Raises
+        ------
+        TypeError
+            If the message cannot travel.
+        """
+        self._loop.call_soon_threadsafe(self._send, event_of(topic, msg))
+
+    def get_logs(self, n: int | None = None) -> list[tuple[str, str]]:
+        """Level and text of the last lines that it logged; the last words of workers that died are among them."""
+        return self.logs.last(n)
+
+    # -------------------------------------------------------------------------------------------- the process
+
+    def _signal(self, number: int) -> None:
+        if self.process is None:
+            self._early_signal = number
+        else:
+            self.process.signal(number)
+
+    def _supervision(self, directory: str) -> dict[str, Any]:
+        return {
+            "scheduler": self.scheduler, "secret": self._secret.hex(), "listen": self.listen, "slot": self.id,
+            "directory": directory, "nanny_directory": self.local_directory,
+        }  # fmt: skip
+
+    async def _run(self, incarnation: int) -> None:
+        """Follow one process from its start to its exit, which is noticed at once (a descriptor, no polling)."""
+        directory = str(Path(self.local_directory) / f"worker-{incarnation}")
+        os.mkdir(directory, 0o700)
+        self.process = None
+        self._early_signal = 0
+        self._up.clear()
         options = {
-            "scheduler": self.scheduler,
-            "secret": self._secret.hex(),
-            "listen": [self.listen, local_address()],
-            "name": self.name,
-            "slot": self.id,
-            "memory_limit": self.memory_limit,
-            "config": config.export(),
+            "config": config.export(self._overlay),
             "sys_path": config.import_path(),
-            **self._options,
+            "supervision": self._supervision(directory),
+            "worker_class": self._worker_class,
+            "worker": {"name": self.name, **self._options},
         }
-        reader, writer = os.pipe()
         memory = os.memfd_create("shoal-running")
-        threads = int(self._options.get("nthreads", 1)) + sum((self._options.get("executors") or {}).values())
+        threads = self.nthreads + sum((self._options.get("executors") or {}).values())
         recorder = Recorder(memory, threads)
-        options["recorder"] = memory
-        command = [sys.executable, "-m", "shoal.programs.worker_main", "--report", str(writer)]
         try:
-            process = subprocess.Popen(command, stdin=subprocess.PIPE, env=self.env, pass_fds=[writer, memory])
-        except OSError as error:
-            os.close(reader)
+            child = await self._starter.start(options, self.env, memory)
+        except StartError as error:
             recorder.close()
-            self._loop.call_soon(self.driver.push, ChildFailed(incarnation, f"could not be started: {error}"))
-            self._loop.call_soon(self.driver.push, ChildExited(incarnation, None, None, []))
+            await in_thread(remove_tree, Path(directory))
+            self._push(ChildFailed(incarnation, str(error)))
+            self._push(ChildExited(incarnation, None, None, []))
             return
-        finally:
-            os.close(writer)
-            os.close(memory)
-        self.process = process
-        assert process.stdin is not None
-        process.stdin.write(json.dumps(options).encode() + b"\n")
-        process.stdin.flush()
-        self._task(self._watch(process, incarnation, reader, recorder))
-
-    async def _watch(self, process: subprocess.Popen[bytes], incarnation: int, report: int, recorder: Recorder) -> None:
-        """Follow one process from its first word to its exit, which is noticed at once (a descriptor, no polling)."""
-        loop = self._loop
-        exited = asyncio.Event()
-        descriptor = os.pidfd_open(process.pid)
-        loop.add_reader(descriptor, exited.set)
-        loop.add_reader(report, self._on_report, report, incarnation)
-        interval = config.seconds(config.get("distributed.worker.memory.monitor-interval", 0.1), "monitor-interval")
-        while not exited.is_set():
-            try:
-                await asyncio.wait_for(exited.wait(), interval or 0.1)
-            except TimeoutError:
-                self._sample(process.pid, incarnation)
-        loop.remove_reader(descriptor)
-        loop.remove_reader(report)
-        self._on_report(report, incarnation)
-        os.close(descriptor)
-        os.close(report)
-        status = process.wait()
-        assert process.stdin is not None
-        process.stdin.close()
-        code, number = (None, -status) if status < 0 else (status, None)
+        self.process, self.worker_dir = child, directory
+        if self._early_signal:
+            child.signal(self._early_signal)
+        output = _Output(child.output)
+        self._loop.add_reader(child.output, output.read)
+        self._loop.add_reader(child.report, self._on_report, child.report, incarnation)
+        peak = await self._sample_until_exit(child, incarnation)
+        for descriptor in (child.report, child.output):
+            self._loop.remove_reader(descriptor)
+        self._on_report(child.report, incarnation)
+        output.finish()
+        if config.get("distributed.worker.daemon", True):
+            child.end_group()
         running = recorder.running()
         recorder.close()
-        self.driver.push(ChildExited(incarnation, code, number, running))
+        child.close()
+        self._up.clear()
+        self.worker_address = self.worker_dir = ""
+        end = child.exited.result()
+        self._push(ChildExited(incarnation, end.code, end.signal, running, max(peak, end.peak), list(output.lines)))
+        await in_thread(remove_tree, Path(directory))
+
+    async def _sample_until_exit(self, child: Child, incarnation: int) -> int:
+        """Look at the process's memory, the oftener the less is left, until it is gone; return the peak."""
+        peak = 0
+        pause = longest = self.memory_manager.memory_monitor_interval
+        while not child.exited.done():
+            await asyncio.wait([child.exited], timeout=pause)
+            if child.exited.done():
+                break
+            try:
+                resident = resident_bytes(child.pid)
+                peak = max(peak, most_resident_bytes(child.pid), resident)
+            except (OSError, IndexError):
+                continue  # it ended between the two; its exit is reported
+            self._push(MemorySample(incarnation, resident))
+            pause = self.core.sample_interval(resident, longest)
+        return peak
 
     def _on_report(self, descriptor: int, incarnation: int) -> None:
-        os.set_blocking(descriptor, False)
         try:
             data = os.read(descriptor, 65536)
         except BlockingIOError:
@@ -227,27 +456,47 @@ class NannyProgram:
         for line in data.splitlines():
             said = json.loads(line)
             if "error" in said:
-                self.driver.push(ChildFailed(incarnation, said["error"]))
+                self._push(ChildFailed(incarnation, said["error"]))
             elif "registered" in said:
                 self._up.set()
+                self._push(Received("", []))  # somebody may wait for this
             else:
                 self.worker_address = said["address"]
-                self.driver.push(ChildReady(incarnation, said["id"], said["address"], said["pid"]))
+                self._push(ChildReady(incarnation, said["id"], said["address"], said["pid"]))
 
-    def _sample(self, pid: int, incarnation: int) -> None:
+
+class _Output:
+    """What a worker writes to stderr: passed on to this process's own, and the last lines kept."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._rest = b""
+        self.lines: deque[str] = deque(maxlen=LAST_LINES)
+
+    def read(self) -> bool:
+        """Take what there is; False if there is no more for now."""
         try:
-            resident = resident_bytes(pid)
-        except (OSError, IndexError):
-            return  # it ended between the two; its exit is reported
-        self.driver.push(MemorySample(incarnation, resident))
+            data = os.read(self._descriptor, 65536)
+        except BlockingIOError:
+            return False
+        try:
+            os.write(2, data)
+        except OSError:
+            pass  # nobody reads this process's own
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        self._rest = self._rest[-LONGEST_LINE:]
+        self._keep(lines)
+        return bool(data)
 
-    async def close(self, reason: str = "closed") -> None:
-        """End the worker process, then let go of the link."""
-        self.driver.push(Command("close", reason))
-        await self.finished.wait()
-        if self._link is not None:
-            self._link.close(reason)
-        while self._tasks:
-            await asyncio.wait(self._tasks)
-        self.driver.close()
-        self.logs.close()
+    def _keep(self, lines: list[bytes]) -> None:
+        self.lines.extend(text[:LONGEST_LINE] for line in lines if (text := line.decode(errors="replace").rstrip()))
+
+    def finish(self) -> None:
+        """Take the rest of what a process wrote that is gone."""
+        while self.read():
+            pass
+        self._keep([self._rest])
+
+
+def _seconds(value: Any) -> float:
+    return config.seconds(value, "timeout") or 0.0

@@ -5,22 +5,29 @@ from __future__ import annotations
 import asyncio
 import hmac
 import logging
-from collections.abc import Coroutine
+import time
+from collections.abc import Awaitable, Coroutine, Sequence
 from typing import Any
 from uuid import uuid4
 
 from shoal import config
-from shoal.core.effects import CallUser, CloseLink, Effect, Log, Send, Stop
-from shoal.core.events import CallDone, LinkLost, LinkOpened, Received
+from shoal.core.effects import Answered, CallUser, CloseLink, Effect, InstallPlugin, Log, Notify, Send, Stop
+from shoal.core.events import CallDone, Due, LinkLost, LinkOpened, PluginOffered, PluginsChanged, Received
 from shoal.core.scheduler.reactor import SchedulerCore
 from shoal.core.scheduler.settings import Settings
-from shoal.ids import WorkerId
+from shoal.ids import WorkerId, key_from_wire
 from shoal.messages import INBOUND
+from shoal.messages import TaskError as SentError
 from shoal.programs.calls import call_user
+from shoal.programs.plugins import Plugins
+from shoal.shell import serialize
 from shoal.shell.driver import Driver
 from shoal.shell.link import Identity, Link
 from shoal.shell.logs import LogKeeper
+from shoal.shell.loops import in_thread
 from shoal.shell.network import Server, is_refused, listen
+from shoal.shell.scratch import Scratch
+from shoal.shell.serialize import event_of
 
 logger = logging.getLogger("shoal.scheduler")
 
@@ -44,13 +51,23 @@ def settings() -> Settings:
             for name, value in (config.get(d + "default-task-durations", {}) or {}).items()
         },
         validate=bool(config.get(d + "validate", False)),
+        events_length=int(config.get("distributed.admin.low-level-log-length", 1000)),
+        epoch=time.time() - time.monotonic(),
     )
 
 
 class SchedulerProgram:
-    """Runs a :class:`SchedulerCore` on the current event loop."""
+    """Runs a :class:`SchedulerCore` on the current event loop.
 
-    def __init__(self, secret: bytes) -> None:
+    Parameters
+    ----------
+    secret
+        The cluster's secret.
+    public
+        What users' functions and plugins get as the scheduler; this object by default.
+    """
+
+    def __init__(self, secret: bytes, public: Any = None) -> None:
         self.id = f"Scheduler-{uuid4().hex}"
         self.core = SchedulerCore(self.id, settings())
         self.links: dict[str, Link] = {}
@@ -59,11 +76,29 @@ class SchedulerProgram:
         self.reason = ""
         self._identity = Identity("scheduler", self.id, secret, INBOUND)
         self.logs = LogKeeper(config.log_length())
-        self.logs.attach("shoal.scheduler", "shoal.link", "shoal.driver")
+        self.logs.attach("shoal.scheduler", "shoal.link", "shoal.driver", "shoal.plugins")
         self._grace = config.resume_timeout()
         self._servers: list[Server] = []
         self._tasks: set[asyncio.Task[None]] = set()
-        self.driver = Driver(self.core, self._perform, asyncio.get_running_loop(), lambda error: self.finished.set())
+        self._public = public if public is not None else self
+        self._hooks = Plugins("scheduler", self._public)
+        #: What plugins asked of workers and nannies, by number.
+        self._asked: dict[int, asyncio.Future[Any]] = {}
+        self._scratch: Scratch | None = None
+        self._loop = asyncio.get_running_loop()
+        self.driver = Driver(self.core, self._perform, self._loop, lambda error: self.finished.set())
+
+    @property
+    def plugins(self) -> dict[str, Any]:
+        """The plugins that are installed here, by name."""
+        return self._hooks.installed
+
+    @property
+    def local_directory(self) -> str:
+        """Where the files of the scheduler's are, made on first use."""
+        if self._scratch is None:
+            self._scratch = Scratch("scheduler")
+        return str(self._scratch.path)
 
     async def start(self, addresses: list[str]) -> None:
         """Listen at ``addresses``."""
@@ -140,6 +175,12 @@ class SchedulerProgram:
                     link.close(effect.reason)
             case CallUser():
                 self._spawn(self._call(effect))
+            case InstallPlugin():
+                self._spawn(self._change_plugin(effect))
+            case Notify():
+                self._notify(effect)
+            case Answered():
+                self._asked.pop(effect.rid).set_result(effect.value)
             case Stop():
                 self.reason = effect.reason
                 self.finished.set()
@@ -150,11 +191,91 @@ class SchedulerProgram:
         task.add_done_callback(self._tasks.discard)
 
     async def _call(self, effect: CallUser) -> None:
-        payload = await call_user(effect.payload, dask_scheduler=self)
+        payload = await call_user(effect.payload, dask_scheduler=self._public)
         self.driver.push(CallDone(effect.rid, effect.to, payload))
+
+    # -------------------------------------------------------------------------------------------- plugins and events
+
+    async def _change_plugin(self, effect: InstallPlugin) -> None:
+        payload = await self._hooks.change(effect.name, effect.payload)
+        self.driver.push(PluginsChanged(self._hooks.hooks()))
+        self.driver.push(CallDone(effect.rid, effect.to, payload))
+
+    def _notify(self, effect: Notify) -> None:
+        """Call a hook of the plugins as they know it."""
+        hook, notify, public = effect.hook, self._hooks.notify, self._public
+        if hook == "transition":
+            for key, before, after, stimulus in effect.args:
+                notify(hook, key_from_wire(key), before, after, stimulus_id=stimulus)
+        elif hook == "log_event":
+            for topic, msg in effect.args:
+                notify(hook, topic, msg)
+        elif hook == "update_graph":
+            client, tasks, wants, priority, stimulus = effect.args
+            keys = [key_from_wire(key) for key in tasks]
+            notify(
+                hook,
+                public,
+                client=client,
+                keys={key_from_wire(key) for key in wants},
+                tasks=keys,
+                annotations={},
+                priority=dict.fromkeys(keys, priority),
+                stimulus_id=stimulus,
+            )
+        elif hook == "remove_worker":
+            self._wait_for(notify(hook, public, *effect.args, stimulus_id=self.core.state.stimulus))
+        else:
+            self._wait_for(notify(hook, public, *effect.args))
+
+    def _wait_for(self, waiting: list[Any]) -> None:
+        for awaitable in waiting:
+            self._spawn(_logged(awaitable))
+
+    async def register_worker_plugin(self, plugin: Any, name: str) -> dict[str, Any]:
+        """Install a plugin in all workers, there now or later; what each that is there said, by address."""
+        return await self._offer("worker", name, serialize.dumps(plugin, f"the plugin {name!r}"))
+
+    async def register_nanny_plugin(self, plugin: Any, name: str) -> dict[str, Any]:
+        """As :meth:`register_worker_plugin`, in nannies."""
+        return await self._offer("nanny", name, serialize.dumps(plugin, f"the plugin {name!r}"))
+
+    async def unregister_plugin(self, kind: str, name: str) -> dict[str, Any]:
+        """Remove a plugin from all workers (``kind="worker"``) or nannies."""
+        return await self._offer(kind, name, None)
+
+    async def _offer(self, kind: str, name: str, payload: Any) -> dict[str, Any]:
+        if self.finished.is_set():
+            return {}
+        rid = len(self._asked) + max(self._asked, default=0) + 1
+        future = self._asked[rid] = self._loop.create_future()
+        self.driver.push(PluginOffered(rid, kind, name, payload))
+        answer = await future
+        found = {}
+        for where, result in answer["results"].items():
+            good, value = serialize.loads(result)
+            if not good:
+                raise serialize.load_error(SentError(*value))
+            found[where] = value
+        return found
+
+    def log_event(self, topic: str | Sequence[str], msg: Any) -> None:
+        """Log an event under one or more topics.
+
+        Raises
+        ------
+        TypeError
+            If the message cannot travel.
+        """
+        event = event_of(topic, msg)
+        self.core.topics.log(event.topics, event.msg, event.when)
+        self._loop.call_soon(self.driver.push, Due())
 
     async def close(self, reason: str = "closed") -> None:
         """Tell everyone, then close every link and listener."""
+        await self._hooks.before_close()
+        self.finished.set()
+        await self._hooks.close()
         for effect in self.core.stop(reason):
             self._perform(effect)
         self.driver.close()
@@ -163,4 +284,13 @@ class SchedulerProgram:
         for link in tuple(self.links.values()):
             link.close(reason)
         self.logs.close()
+        if self._scratch is not None:
+            await in_thread(self._scratch.close)
         await asyncio.sleep(0)
+
+
+async def _logged(awaitable: Awaitable[Any]) -> None:
+    try:
+        await awaitable
+    except Exception:
+        logger.exception("a hook of a plugin failed")

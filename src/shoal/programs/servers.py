@@ -1,4 +1,4 @@
-"""``Scheduler``, ``Worker`` and ``Nanny`` as objects in an asynchronous program, and for the command line.
+"""What ``Scheduler``, ``Worker`` and ``Nanny`` have in common as objects of an asynchronous program; ``Scheduler``.
 
 async with Scheduler() as scheduler, Nanny(scheduler.address), Client(scheduler.address, asynchronous=True) as client:
     assert await client.submit(sum, [1, 2]) == 3
@@ -12,23 +12,21 @@ from collections.abc import Generator
 from html import escape
 from pathlib import Path
 from typing import Any, Self
-from uuid import uuid4
 
-from shoal import config
-from shoal.errors import UsageError
-from shoal.programs.nanny import NannyProgram
+from shoal.programs.preloads import preloads
 from shoal.programs.scheduler import SchedulerProgram
-from shoal.programs.worker import WorkerProgram
-from shoal.security import read_scheduler_file, secret_of, write_scheduler_file
+from shoal.security import secret_of, write_scheduler_file
 from shoal.shell.network import local_address
 
 
 class Server(ABC):
-    """What the three have in common: start, status, finish, close."""
+    """What the three have in common: start, status, finish, close. What their program offers is theirs too."""
 
     def __init__(self) -> None:
         self.status = "created"
         self.program: Any = None
+        self._ended = asyncio.Event()
+        self._watcher: asyncio.Task[None] | None = None
 
     @abstractmethod
     async def _launch(self) -> None:
@@ -52,7 +50,12 @@ class Server(ABC):
                 await self.close()
                 raise
             self.status = "running"
+            self._watcher = asyncio.create_task(self._close_when_finished())
         return self
+
+    async def _close_when_finished(self) -> None:
+        await self.program.finished.wait()
+        await self.close(self.program.reason)
 
     @property
     @abstractmethod
@@ -65,13 +68,24 @@ class Server(ABC):
             await self.program.finished.wait()
 
     async def close(self, reason: str = "closed by its user") -> None:
-        """End it; returns once all that it started has ended."""
-        if self.status == "closed":
+        """End it; whoever calls it returns once all that it started has ended."""
+        if self.status in ("closing", "closed"):
+            await self._ended.wait()
             return
-        self.status = "closed"
+        self.status = "closing"
+        if self._watcher is not None and self._watcher is not asyncio.current_task():
+            self._watcher.cancel()
+        try:
+            await self._end(reason)
+        finally:
+            self.status = "closed"
+            if self.program is not None:
+                self.program.finished.set()
+            self._ended.set()
+
+    async def _end(self, reason: str) -> None:
         if self.program is not None:
             await self.program.close(self.program.reason or reason)
-            self.program.finished.set()
 
     def __await__(self) -> Generator[Any, None, Self]:
         return self.start().__await__()
@@ -81,6 +95,12 @@ class Server(ABC):
 
     async def __aexit__(self, *args: object) -> None:
         await self.close()
+
+    def __getattr__(self, name: str) -> Any:
+        program = self.__dict__.get("program")
+        if program is None or name.startswith("_"):
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r} (status: {self.status})")
+        return getattr(program, name)
 
     def __repr__(self) -> str:
         where = self.address if self.status == "running" else "not running"
@@ -101,6 +121,8 @@ class Scheduler(Server):
         Where its address and secret are written (mode 0600), for others to find it.
     security
         :class:`Security` with the cluster's secret; this user's own by default.
+    preload, preload_argv
+        Modules to run here at the start (``distributed.scheduler.preload``), and their arguments.
     """
 
     def __init__(
@@ -110,15 +132,19 @@ class Scheduler(Server):
         port: int = 0,
         scheduler_file: str | Path | None = None,
         security: Any = None,
+        preload: Any = None,
+        preload_argv: Any = None,
     ) -> None:
         super().__init__()
         self._secret = secret_of(security)
+        self._preloads = preloads(preload, preload_argv, "distributed.scheduler")
         self._listen = f"tcp://{host or '127.0.0.1'}:{port}"
         self._scheduler_file = None if scheduler_file is None else Path(scheduler_file).expanduser()
 
     async def _launch(self) -> None:
-        self.program = SchedulerProgram(self._secret)
+        self.program = SchedulerProgram(self._secret, public=self)
         await self.program.start([self._listen, local_address()])
+        await self._preloads.start(self)
         if self._scheduler_file is not None:
             write_scheduler_file(self._scheduler_file, "Scheduler", self.program.addresses, self._secret)
 
@@ -127,142 +153,11 @@ class Scheduler(Server):
         found: str = self.program.addresses[0]
         return found
 
-    async def close(self, reason: str = "closed by its user") -> None:
-        """End it: workers, nannies and clients are told."""
-        if self._scheduler_file is not None and self.status == "running":
+    async def _end(self, reason: str) -> None:
+        if self._scheduler_file is not None and self.program is not None:
             self._scheduler_file.unlink(missing_ok=True)
-        await super().close(reason)
-
-
-class _Joining(Server):
-    """What a worker and a nanny have in common: a scheduler to find, and the worker's options."""
-
-    def __init__(
-        self,
-        scheduler_ip: str | None = None,
-        scheduler_port: int | None = None,
-        *,
-        scheduler_file: str | Path | None = None,
-        nthreads: int | None = None,
-        name: Any = None,
-        memory_limit: Any = "auto",
-        resources: dict[str, float] | None = None,
-        executors: dict[str, int] | None = None,
-        host: str | None = None,
-        port: int = 0,
-        security: Any = None,
-    ) -> None:
-        super().__init__()
-        fallback = None
-        if scheduler_file is not None:
-            if scheduler_ip is not None:
-                raise UsageError("give the scheduler's address or a scheduler_file, not both")
-            self.scheduler, fallback = read_scheduler_file(Path(scheduler_file))
-        else:
-            found = scheduler_ip or config.get("scheduler-address")
-            if not found:
-                raise UsageError("give the scheduler's address, a scheduler_file, or scheduler-address (configuration)")
-            self.scheduler = [str(found) if scheduler_port is None else f"tcp://{found}:{scheduler_port}"]
-        self._secret = secret_of(security, fallback)
-        self.nthreads = config.cpu_count() if nthreads is None else nthreads
-        if not isinstance(self.nthreads, int) or self.nthreads < 1:
-            raise UsageError(f"nthreads must be a number from 1 on, got {nthreads!r}")
-        self.memory_limit = config.memory_limit(memory_limit, self.nthreads)
-        self.resources = resources
-        self.executors = config.executors(executors)
-        self.name = str(name) if name is not None else f"{config.host_name()}-{uuid4().hex[:8]}"
-        self._listen = f"tcp://{host or '127.0.0.1'}:{port}"
-
-
-class Worker(_Joining):
-    """A worker on the current event loop, without a nanny.
-
-    Parameters
-    ----------
-    scheduler_ip, scheduler_port
-        The scheduler's address, whole (``"tcp://host:port"``) or in two parts.
-    scheduler_file
-        File that the scheduler wrote, in place of the address.
-    nthreads
-        Tasks that it runs at the same time; as many as there are processors by default.
-    name
-        Its name, for restrictions and logs.
-    memory_limit
-        Bytes, ``"4 GiB"``, a fraction of the machine, ``"auto"``, or 0 for none.
-    resources
-        Abstract resources, by name.
-    executors
-        Threads of further pools, by name, for tasks that were submitted under ``dask.annotate(executor=name)``.
-    host, port
-        Where it listens for its peers.
-    security
-        :class:`Security` with the cluster's secret; this user's own by default.
-    """
-
-    async def _launch(self) -> None:
-        self.program = WorkerProgram(
-            self.scheduler,
-            self._secret,
-            name=self.name,
-            nthreads=self.nthreads,
-            memory_limit=self.memory_limit,
-            resources=self.resources,
-            executors=self.executors,
-        )
-        await self.program.start([self._listen, local_address()])
-
-    @property
-    def address(self) -> str:
-        found: str = self.program.addresses[0]
-        return found
-
-
-class Nanny(_Joining):
-    """A nanny on the current event loop, and its worker in a process of its own. Parameters as for :class:`Worker`.
-
-    ``env`` is the environment of the worker process, over all else.
-    """
-
-    def __init__(
-        self,
-        scheduler_ip: str | None = None,
-        scheduler_port: int | None = None,
-        *,
-        env: dict[str, str] | None = None,
-        **options: Any,
-    ) -> None:
-        super().__init__(scheduler_ip, scheduler_port, **options)
-        self._env = env
-
-    async def _launch(self) -> None:
-        self.program = NannyProgram(
-            self.scheduler,
-            self._secret,
-            self.name,
-            self._listen,
-            self.memory_limit,
-            {"nthreads": self.nthreads, "resources": self.resources, "executors": self.executors},
-            self._env,
-        )
-        await self.program.start()
-        await self.program.wait_until_up()
-
-    @property
-    def address(self) -> str:
-        """The address of its worker."""
-        return self.worker_address
-
-    @property
-    def worker_address(self) -> str:
-        """Where the worker listens now."""
-        found: str = self.program.worker_address
-        return found
-
-    @property
-    def pid(self) -> int | None:
-        """Process id of the worker."""
-        found: int | None = self.program.pid
-        return found
+        await self._preloads.stop(self)
+        await super()._end(reason)
 
 
 async def run_until(server: Server, ended: asyncio.Event) -> None:

@@ -3,15 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import os
 import socket
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 from uuid import uuid4
 
 from shoal import config
-from shoal.core.effects import CallUser, CancelRun, Drop, Effect, Fetch, Functions, Run, Send, Stop
+from shoal.core.effects import (
+    CallUser,
+    CancelRun,
+    Drop,
+    Effect,
+    Fetch,
+    Functions,
+    InstallPlugin,
+    Notify,
+    Run,
+    Send,
+    Stop,
+)
 from shoal.core.events import (
     CallDone,
     FetchDone,
@@ -44,22 +58,41 @@ from shoal.messages import (
     WorkerRegistered,
 )
 from shoal.programs.calls import call_user
+from shoal.programs.plugins import Plugins
 from shoal.shell import direct
 from shoal.shell.actors import Actors
+from shoal.shell.addresses import Listening, listen_at_one
 from shoal.shell.areas import AREAS
 from shoal.shell.current import Home
 from shoal.shell.driver import Driver
 from shoal.shell.executor import ThreadExecutor
 from shoal.shell.link import Identity, Link
 from shoal.shell.logs import LogKeeper
-from shoal.shell.network import Server, dial_lasting, listen
+from shoal.shell.loops import in_thread
+from shoal.shell.memory_manager import MemoryManager
+from shoal.shell.network import Server, dial_lasting, listen, local_address
 from shoal.shell.peers import PeerPool
 from shoal.shell.recorder import SECEDED, Recorder
-from shoal.shell.serialize import payload_nbytes
+from shoal.shell.scratch import Scratch
+from shoal.shell.serialize import event_of, payload_nbytes
+from shoal.shell.spill import Disk
 from shoal.shell.store import Pickled, ValueStore
-from shoal.shell.usage import resident_bytes
 
 logger = logging.getLogger("shoal.worker")
+
+
+class Supervision(NamedTuple):
+    """What a worker process gets from its nanny."""
+
+    scheduler: list[str]
+    secret: bytes
+    listen: tuple[list[str], str]
+    slot: str
+    #: Descriptors: what it says of itself is written to one; its threads note in the other what they run.
+    report: int
+    recorder: int
+    directory: str
+    nanny_directory: str
 
 
 class WorkerProgram:
@@ -71,12 +104,12 @@ class WorkerProgram:
         Addresses of the scheduler, the preferred one first.
     secret
         The cluster's secret.
-    name, nthreads, memory_limit, resources, executors
+    name, nthreads, memory_limit, resources, executors, local_directory, validate
         As for ``Worker``.
-    slot
-        Id of the nanny, where there is one.
-    recorder
-        Descriptor of the shared memory in which the nanny can read what the threads run.
+    supervision
+        What its nanny gave it, where there is one.
+    public
+        What users' functions and plugins get as their worker; this object by default.
     """
 
     def __init__(
@@ -89,30 +122,39 @@ class WorkerProgram:
         memory_limit: int = 0,
         resources: dict[str, float] | None = None,
         executors: dict[str, int] | None = None,
-        slot: str | None = None,
-        recorder: int | None = None,
+        local_directory: str | None = None,
+        supervision: Supervision | None = None,
         validate: bool = False,
+        public: Any = None,
     ) -> None:
         loop = asyncio.get_running_loop()
         if memory_limit:
             AREAS.most_idle = min(AREAS.most_idle, memory_limit // 10)
         self.id = f"Worker-{uuid4().hex}"
         self.name = name or self.id
-        self.slot = slot or self.id
+        self._supervision = supervision
+        self.slot = self.id if supervision is None else supervision.slot
         self.nthreads, self.memory_limit = nthreads, memory_limit
         self.resources = resources or {}
         self.addresses: list[str] = []
         self.finished = asyncio.Event()
         self._registered = asyncio.Event()
         self.reason = ""
+        self._scratch = Scratch("worker", local_directory) if supervision is None else None
+        #: Where its own files are: what is spilled, and what users upload.
+        self.local_directory = supervision.directory if self._scratch is None else str(self._scratch.path)  # type: ignore[union-attr]
         self.executors = executors or {}
         self.core = WorkerCore(self.id, nthreads, self.resources, validate=validate, executors=self.executors)
-        self.store = ValueStore()
+        most = config.get("distributed.worker.memory.max-spill", False)
+        disk = Disk(Path(self.local_directory) / "spilled", config.nbytes(most, "max-spill") if most else 0)
+        self.store = ValueStore(disk if memory_limit else None)
+        self.memory_manager = MemoryManager(self.store, memory_limit, self._on_pressure)
         total = nthreads + sum(self.executors.values())
-        written = None if recorder is None else Recorder(recorder, total)
+        written = None if supervision is None else Recorder(supervision.recorder, total)
         inline = config.nbytes(config.get("shoal.worker.inline-bytes", 8192), "shoal.worker.inline-bytes")
         numbers = list(range(total + SECEDED))[::-1]
-        home = Home(self, scheduler, secret)
+        self._public = public if public is not None else self
+        home = Home(self._public, scheduler, secret)
         self.actors = Actors(home)
         self._pools = {
             pool: ThreadExecutor(
@@ -121,8 +163,11 @@ class WorkerProgram:
             for pool, size in {"": nthreads, **self.executors}.items()
         }
         self.driver = Driver(self.core, self._perform, loop, lambda error: self.finished.set())
+        self._hooks = Plugins("worker", self._public)
+        #: What the scheduler said while plugins that came first are being installed.
+        self._held: list[Any] | None = None
         self.logs = LogKeeper(config.log_length())
-        self.logs.attach("shoal.worker", "shoal.link", "shoal.driver")
+        self.logs.attach("shoal.worker", "shoal.link", "shoal.driver", "shoal.plugins")
         self._scheduler = scheduler
         self._up = Identity("worker", self.id, secret, {"scheduler": ToWorker})
         self._serve = Identity("worker", self.id, secret, {"worker": FromPeer, "client": FromPeer})
@@ -135,32 +180,49 @@ class WorkerProgram:
         #: Payloads that peers are reading from this process's memory, by their link and the number of the request.
         self._lent: dict[tuple[Link, int], list[Any]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._loop = loop
         self._heartbeat: asyncio.TimerHandle | None = None
-        self._sampling: asyncio.TimerHandle | None = None
-        self._pause = config.fraction(config.get("distributed.worker.memory.pause", 0.8), "memory.pause")
 
-    async def start(
-        self, listen_at: list[str], timeout: float = 30.0, on_connected: Callable[[], None] | None = None
-    ) -> None:
-        """Listen, connect to the scheduler and register with it.
+    @property
+    def address(self) -> str:
+        """Where peers reach it."""
+        return self.addresses[0] if self.addresses else "not running"
 
-        ``on_connected`` is called before the scheduler hears of this worker: from then on there may be tasks.
+    @property
+    def plugins(self) -> dict[str, Any]:
+        """The plugins that are installed, by name."""
+        return self._hooks.installed
+
+    @property
+    def has_nanny(self) -> bool:
+        """Whether a nanny watches this process."""
+        return self._supervision is not None
+
+    @property
+    def nanny_directory(self) -> str:
+        """Where the files of its nanny are; empty where there is none."""
+        return "" if self._supervision is None else self._supervision.nanny_directory
+
+    async def start(self, where: Listening, timeout: float = 30.0, also: Sequence[str] = ()) -> None:
+        """Listen (at ``also`` too), connect to the scheduler and register with it.
 
         Raises
         ------
         ConnectError
-            If the scheduler cannot be reached.
+            If the scheduler cannot be reached within ``timeout`` seconds.
+        ConfigurationError
+            If none of the addresses is free.
         StartError
-            If it refuses this worker, with its reason.
+            If the scheduler refused this worker, with its reason.
         """
-        for address in listen_at:
+        self._servers, self.addresses = await listen_at_one(where, self._make_inbound, self._serve.secret)
+        for address in also or [local_address()]:
             server, actual = await listen(address, self._make_inbound, self._serve.secret)
             self._servers.append(server)
             self.addresses.append(actual)
         self.core.fetcher.hosts = hosts_of(self.addresses)
         self._link = await dial_lasting(self._scheduler, self._up, self._on_messages, self._on_closed, timeout)
-        if on_connected is not None:
-            on_connected()
+        self._tell_nanny({"id": self.id, "address": self.addresses[0], "pid": os.getpid()})
         self._link.send(
             RegisterWorker(
                 self.name,
@@ -170,7 +232,7 @@ class WorkerProgram:
                 self.memory_limit,
                 os.getpid(),
                 socket.gethostname(),
-                "",
+                self.local_directory,
                 self.resources,
                 self.executors,
             )
@@ -184,21 +246,33 @@ class WorkerProgram:
                     wait.cancel()
         if not self._registered.is_set():
             raise StartError(self.reason)
+        self.memory_manager.start()
+        self._tell_nanny({"registered": True})
 
-        if self.memory_limit and self._pause:
-            self._sample(
-                config.seconds(config.get("distributed.worker.memory.monitor-interval", 0.1), "interval") or 0.1
-            )
+    def _tell_nanny(self, what: dict[str, Any]) -> None:
+        if self._supervision is not None:
+            try:
+                os.write(self._supervision.report, json.dumps(what).encode() + b"\n")
+            except BrokenPipeError:
+                pass  # the nanny is gone, and this process is about to be
 
-    def _sample(self, interval: float) -> None:
-        """Look at the memory of this process: beyond the limit no task is started until there is some again."""
-        used, most = resident_bytes(), self._pause * self.memory_limit
-        if (used > most) != self.core.paused:
-            how = "over" if used > most else "under"
-            limit = f"{self._pause:.0%} of the limit of {self.memory_limit / 1e6:.0f} MB"
-            text = f"{used / 1e6:.0f} MB are used, {how} {limit}"
-            self.driver.push(Pressure(used > most, text))
-        self._sampling = asyncio.get_running_loop().call_later(interval, self._sample, interval)
+    def _on_pressure(self, paused: bool, why: str) -> None:
+        self.driver.push(Pressure(paused, why))
+
+    def log_event(self, topic: str | Sequence[str], msg: Any) -> None:
+        """Log an event under one or more topics; callable in any thread.
+
+        Raises
+        ------
+        TypeError
+            If the message cannot travel.
+        """
+        event = event_of(topic, msg)
+        self._loop.call_soon_threadsafe(self._send, event)
+
+    def _send(self, message: Any) -> None:
+        if self._link is not None:
+            self._link.send(message)
 
     def _make_inbound(self) -> Link:
         return Link(self._serve, False, self._inbound.add, self._on_peer_messages, self._on_peer_closed)
@@ -209,16 +283,43 @@ class WorkerProgram:
             del self._lent[lent]
 
     def _on_messages(self, link: Link, messages: list[Any]) -> None:
-        for message in messages:
+        for number, message in enumerate(messages):
             if isinstance(message, WorkerRegistered):
-                self._registered.set()
                 self._beat(message.heartbeat_interval)
-        self.driver.push(Received("", messages))
+                if not message.plugins:
+                    self._registered.set()
+                    continue
+                self.driver.push(Received("", messages[: number + 1]))
+                self._held = messages[number + 1 :]
+                self._spawn(self._install(message.plugins))
+                return
+        if self._held is not None:
+            self._held += messages
+        else:
+            self.driver.push(Received("", messages))
+
+    async def _install(self, plugins: dict[str, Any]) -> None:
+        """Install the plugins that were there before this worker; nothing runs until then."""
+        await self._hooks.install_all(plugins)
+        self._watch_transitions()
+        held, self._held = self._held, None
+        self._registered.set()
+        if held:
+            self.driver.push(Received("", held))
+
+    def _watch_transitions(self) -> None:
+        self.core.watched = [] if self._hooks.watch_transitions else None
+
+    async def _change_plugin(self, effect: InstallPlugin) -> None:
+        payload = await self._hooks.change(effect.name, effect.payload)
+        self._watch_transitions()
+        self.driver.push(CallDone(effect.rid, effect.to, payload))
 
     def _on_closed(self, link: Link, reason: str) -> None:
         self.driver.push(LinkLost("scheduler", link.peer_id, reason))
 
     def _on_outcomes(self, items: list[Outcome]) -> None:
+        self.memory_manager.check()
         self.driver.push(Outcomes(items))
 
     def _on_left(self, key: str, outside: bool) -> None:
@@ -234,7 +335,7 @@ class WorkerProgram:
     def metrics(self) -> dict[str, Any]:
         """How this worker is, for the heartbeat."""
         return {
-            "memory": resident_bytes(),
+            "memory": self.memory_manager.metrics(),
             "executing": self.core.slots.n_running,
             "in_memory": len(self.store),
             "executed": self.core.executed,
@@ -262,6 +363,11 @@ class WorkerProgram:
                 self._spawn(self._fetch(effect))
             case CallUser():
                 self._spawn(self._call(effect))
+            case InstallPlugin():
+                self._spawn(self._change_plugin(effect))
+            case Notify():
+                for key, before, after in effect.args:
+                    self._hooks.notify(effect.hook, key, before, after)
             case Stop():
                 self.reason = effect.reason
                 self.finished.set()
@@ -281,7 +387,7 @@ class WorkerProgram:
         task.add_done_callback(self._tasks.discard)
 
     async def _call(self, effect: CallUser) -> None:
-        self.driver.push(CallDone(effect.rid, effect.to, await call_user(effect.payload, dask_worker=self)))
+        self.driver.push(CallDone(effect.rid, effect.to, await call_user(effect.payload, dask_worker=self._public)))
 
     async def _fetch(self, effect: Fetch) -> None:
         try:
@@ -296,16 +402,21 @@ class WorkerProgram:
         """Store values that came from elsewhere; return their keys and sizes as the core wants them."""
         kept = []
         for key, payload in items.items():
-            self.store.put(key, Pickled(payload))
             nbytes = payload_nbytes(payload)
+            self.store.put(key, Pickled(payload), nbytes)
             self.bytes_in += nbytes
             kept.append((key, nbytes, ""))
+        self.memory_manager.check()
         return kept
 
     def _on_peer_messages(self, link: Link, messages: list[Any]) -> None:
         for message in messages:
             if isinstance(message, GetData):
-                link.send(self._read(link, message))
+                spilled = [key for key in message.keys if self.store.is_on_disk(key)]
+                if spilled:
+                    self._spawn(self._read_files(link, message, spilled))
+                else:
+                    link.send(self._read(link, message))
             elif isinstance(message, Returned):
                 self._lent.pop((link, message.lent), None)
                 link.send(Answer(message.rid, "OK"))
@@ -322,7 +433,30 @@ class WorkerProgram:
     async def _call_actor(self, link: Link, message: ActorCall) -> None:
         link.send(Answer(message.rid, await self.actors.call(message.key, message.name, message.payload)))
 
-    def _read(self, link: Link, message: GetData) -> Data:
+    async def _read_files(self, link: Link, message: GetData, keys: list[str]) -> None:
+        """Answer with values of which some are on disk: they are read in a thread, as many as fit the answer."""
+        payloads: dict[str, Any] = {}
+
+        def read() -> None:
+            size = 0
+            for key in keys:
+                if size and message.max_bytes and size > message.max_bytes:
+                    return
+                try:
+                    payloads[key] = self.store.dump(key)
+                    size += payload_nbytes(payloads[key])
+                except KeyError:
+                    pass  # it was dropped meanwhile, and is missing
+                except SerializationError as error:
+                    payloads[key] = error
+                except OSError as error:
+                    logger.error("the spilled value of %r is lost: %s", key, error)
+                    payloads[key] = error
+
+        await in_thread(read)
+        link.send(self._read(link, message, payloads))
+
+    def _read(self, link: Link, message: GetData, payloads: dict[str, Any] | None = None) -> Data:
         answer = Data(message.rid, {}, [], {})
         size = 0
         for key in message.keys:
@@ -332,10 +466,19 @@ class WorkerProgram:
                 continue
             if size and message.max_bytes and size > message.max_bytes:
                 break
-            try:
-                payload = self.store.dump(key)
-            except SerializationError as error:
-                answer.errors[key] = str(error)
+            payload = payloads.get(key) if payloads is not None else None
+            if payload is None:
+                if self.store.is_on_disk(key):
+                    continue  # it was spilled meanwhile, or did not fit: it is asked for again
+                try:
+                    payload = self.store.dump(key)
+                except SerializationError as error:
+                    payload = error
+            if isinstance(payload, OSError):
+                answer.missing.append(key)
+                continue
+            if isinstance(payload, SerializationError):
+                answer.errors[key] = str(payload)
                 continue
             nbytes = payload_nbytes(payload)
             size += nbytes
@@ -350,9 +493,9 @@ class WorkerProgram:
 
     async def close(self, reason: str = "closed") -> None:
         """Say goodbye and let go of everything."""
-        for timer in (self._heartbeat, self._sampling):
-            if timer is not None:
-                timer.cancel()
+        if self._heartbeat is not None:
+            self._heartbeat.cancel()
+        await self._hooks.close()
         if self._link is not None and not self._link.closed:
             self._link.send(Bye(reason))
             self._link.close(reason)
@@ -366,4 +509,8 @@ class WorkerProgram:
             pool.close()
         self.actors.close()
         self.logs.close()
+        self.memory_manager.close()
+        self.store.close()
+        if self._scratch is not None:
+            await in_thread(self._scratch.close)
         await asyncio.sleep(0)

@@ -1,41 +1,89 @@
-"""The worker process: ``python -m shoal.programs.worker_main``, started by a supervisor with its options on stdin.
+"""The worker process: ``python -m shoal.programs.worker_main REPORT OPTIONS RECORDER``, or forked (:func:`become`).
 
-It ends when its pipe from the supervisor closes: no orphans, whatever way the supervisor ended.
+The arguments are descriptors: what it says of itself, its options, and the memory in which its threads note what they
+run. It ends when its stdin closes: no orphans, whatever way its nanny ended.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import faulthandler
 import gc
 import json
 import logging
 import os
+import random
 import signal
 import sys
-from typing import Any
+import traceback
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from setproctitle import setproctitle
 
 from shoal import config
-from shoal.programs.worker import WorkerProgram
+from shoal.errors import StartError
+from shoal.programs.joining import SUPERVISION, Worker
+from shoal.programs.worker import Supervision
+from shoal.shell import serialize
 from shoal.shell.logs import print_from
 from shoal.shell.loops import new_event_loop
 
 
 def main() -> None:
-    """Read the options from the first line of stdin, run until told to stop."""
-    _die_with_parent()
-    options = json.loads(sys.stdin.buffer.readline())
-    config.inherit(options.pop("config"))
-    config.extend_import_path(options.pop("sys_path"))
-    print_from(logging.WARNING)
-    gc.freeze()
-    gc.set_threshold(50_000, 20, 100)
-    with asyncio.Runner(loop_factory=new_event_loop) as runner:
-        runner.run(_run(options))
+    """Run a worker in a process of its own."""
+    die_with_parent()
+    _run(*(int(descriptor) for descriptor in sys.argv[1:4]))
 
 
-def _die_with_parent() -> None:
-    """Have the kernel kill this process when its supervisor dies, even while a task holds the GIL for ever."""
+def become(descriptors: Sequence[int], env: dict[str, str] | None = None) -> NoReturn:
+    """Run a worker in this process, which was forked a moment ago and is left for nothing else."""
+    status = 1
+    try:
+        die_with_parent()
+        os.setpgid(0, 0)
+        stdin, stderr, *kept = descriptors
+        os.dup2(stdin, 0)
+        os.dup2(stderr, 2)
+        signal.set_wakeup_fd(-1)
+        for number in signal.valid_signals():
+            if callable(signal.getsignal(number)):
+                signal.signal(number, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        _close_all_but({0, 1, 2, *kept})
+        if env is not None:
+            os.environ.clear()
+            os.environ.update(env)
+        asyncio._set_running_loop(None)
+        for name in [None, *logging.Logger.manager.loggerDict]:
+            logging.getLogger(name).handlers.clear()  # they keep the lines of the process that forked
+        random.seed()
+        if "numpy" in sys.modules:
+            sys.modules["numpy"].random.seed()
+        _run(*kept)
+        status = 0
+    except SystemExit as error:
+        status = error.code if isinstance(error.code, int) else 1
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        with contextlib.suppress(OSError, ValueError):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(status)
+
+
+def _close_all_but(kept: set[int]) -> None:
+    for name in os.listdir("/proc/self/fd"):
+        if int(name) not in kept:
+            with contextlib.suppress(OSError):
+                os.close(int(name))
+
+
+def die_with_parent() -> None:
+    """Have the kernel kill this process when its parent dies, even while a task holds the GIL for ever."""
     if sys.platform == "linux":
         import ctypes
 
@@ -43,37 +91,73 @@ def _die_with_parent() -> None:
         ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
 
 
-async def _run(options: dict[str, Any]) -> None:
+def _run(report: int, given: int, recorder: int) -> None:
+    with open(given, "rb") as file:
+        file.seek(0)
+        options = json.loads(file.read())
+    config.inherit(options["config"])
+    config.extend_import_path(options["sys_path"])
+    print_from(options["worker"].pop("silence_logs", None) or logging.WARNING)
+    faulthandler.enable()
+    setproctitle(f"shoal worker {options['worker']['name']}")
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 100)
+    with asyncio.Runner(loop_factory=new_event_loop) as runner:
+        runner.run(_serve(options, report, recorder))
+
+
+async def _serve(options: dict[str, Any], report: int, recorder: int) -> None:
+    told = asyncio.Event()
     loop = asyncio.get_running_loop()
-    listen_at = options.pop("listen")
-    worker = WorkerProgram(options.pop("scheduler"), bytes.fromhex(options.pop("secret")), **options)
-    worker.logs.attach("")  # and what tasks log themselves
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, worker.finished.set)
+        loop.add_signal_handler(number, told.set)
     pipe = asyncio.StreamReader()
-    await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(pipe), sys.stdin)
+    lifeline = os.fdopen(0, "rb", buffering=0, closefd=False)
+    transport, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(pipe), lifeline)
     orphaned = loop.create_task(pipe.read())
-    orphaned.add_done_callback(lambda task: worker.finished.set())
-    report = int(sys.argv[sys.argv.index("--report") + 1]) if "--report" in sys.argv else None
+    orphaned.add_done_callback(lambda task: told.set())
+    told_to_end = loop.create_task(told.wait())
     try:
-        await worker.start(
-            listen_at,
-            on_connected=lambda: _say(report, {"id": worker.id, "address": worker.addresses[0], "pid": os.getpid()}),
-        )
+        worker = _make(options, report, recorder)
+        starting = loop.create_task(worker.start())
+        await asyncio.wait([starting, told_to_end], return_when=asyncio.FIRST_COMPLETED)
+        if starting.done():
+            await starting
+            worker.logs.attach("")  # and what tasks log themselves
+            finished = loop.create_task(worker.finished())
+            await asyncio.wait([told_to_end, finished], return_when=asyncio.FIRST_COMPLETED)
+            finished.cancel()
+        else:
+            starting.cancel()
+            await asyncio.wait([starting])
+        await worker.close("the process was told to end")
     except Exception as error:
-        _say(report, {"error": f"could not start: {type(error).__name__}: {error}"})
+        text = str(error) if isinstance(error, StartError) else f"could not start: {type(error).__name__}: {error}"
+        _say(report, {"error": text})
         raise
-    _say(report, {"registered": True})
-    await worker.finished.wait()
-    await worker.close(worker.reason or "the process was told to end")
-    orphaned.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
-        await orphaned
+    finally:
+        told_to_end.cancel()
+        orphaned.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await orphaned
+        transport.close()
 
 
-def _say(descriptor: int | None, what: dict[str, Any]) -> None:
-    """Tell the supervisor, if there is one."""
-    if descriptor is not None:
+def _make(options: dict[str, Any], report: int, recorder: int) -> Worker:
+    """The worker that the options ask for, which finds here what its nanny gave it."""
+    given = options["supervision"]
+    secret, listen = bytes.fromhex(given.pop("secret")), tuple(given.pop("listen"))
+    SUPERVISION.set(Supervision(secret=secret, listen=listen, report=report, recorder=recorder, **given))
+    kind, further = Worker, {}
+    if options["worker_class"]:
+        named, further = serialize.loads_text(options["worker_class"])
+        kind = named or Worker
+    return kind(given["scheduler"][0], **options["worker"], **further)
+
+
+def _say(descriptor: int, what: dict[str, Any]) -> None:
+    """Tell the nanny."""
+    with contextlib.suppress(BrokenPipeError):
         os.write(descriptor, json.dumps(what).encode() + b"\n")
 
 

@@ -239,7 +239,7 @@ class ThreadExecutor:
                 inline = None  # it may still be used here; whoever asks for it is told why it cannot travel
             if inline is not None and (type(inline) is not bytes or len(inline) > self._inline_bytes):
                 inline = None
-        self._store.put(run.key, value)
+        self._store.put(run.key, value, nbytes)
         return Outcome(run.key, "ok", nbytes, type(value).__name__, begun, begun + elapsed, inline)
 
     def _load(self, fn: str) -> Callable[..., Any]:

@@ -7,17 +7,19 @@ caller says so. Futures inside arguments become :class:`KeyRef`, and come out as
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import pickle
 import sys
 import threading
 import traceback as tracebacks
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from time import time
 from types import BuiltinFunctionType, CodeType, FunctionType, ModuleType, TracebackType
 from typing import Any
 
 from shoal.errors import SerializationError
-from shoal.messages import Blob, TaskError
+from shoal.messages import Blob, LogEvent, TaskError
 
 #: Buffers smaller than this are copied into the pickle.
 _OUT_OF_BAND = 32 * 1024
@@ -320,3 +322,45 @@ def sizeof(value: Any) -> int:
         return int(dask_sizeof(value))
     except Exception:
         return sys.getsizeof(value)  # an object whose own __sizeof__ or len is broken
+
+
+def event_of(topic: str | Sequence[str], msg: Any) -> LogEvent:
+    """The message that logs an event under one or more topics.
+
+    Raises
+    ------
+    TypeError
+        If msgpack cannot carry it.
+    """
+    import msgspec
+
+    topics = [topic] if isinstance(topic, str) else list(topic)
+    try:
+        msgspec.msgpack.encode(msg)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise TypeError(f"the message for {topics} must be of plain values (msgpack): {error}") from error
+    return LogEvent(topics, msg, time())
+
+
+def dumps_text(value: Any, what: str) -> str:
+    """Pickle ``value`` as text.
+
+    Raises
+    ------
+    SerializationError
+        If it cannot be pickled, with the cause.
+    """
+    payload = dumps(value, what)
+    return base64.b64encode(payload if isinstance(payload, bytes) else _cloudpickle_whole(value)).decode()
+
+
+def _cloudpickle_whole(value: Any) -> bytes:
+    import cloudpickle
+
+    data: bytes = cloudpickle.dumps(value, protocol=5)
+    return data
+
+
+def loads_text(text: str) -> Any:
+    """Return what :func:`dumps_text` was given."""
+    return loads(base64.b64decode(text))

@@ -18,3 +18,18 @@ def resident_bytes(pid: int | str = "self") -> int:
     """
     with open(f"/proc/{pid}/statm") as file:
         return int(file.read().split()[1]) * _PAGE
+
+
+def most_resident_bytes(pid: int | str = "self") -> int:
+    """The most bytes of physical memory that a process has held so far.
+
+    Raises
+    ------
+    OSError
+        If there is no such process.
+    """
+    with open(f"/proc/{pid}/status") as file:
+        for line in file:
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    return 0

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, assert_never
 
 from shoal.core.client.future import FUTURE, FutureEvent, FutureRecord, FutureStatus
-from shoal.core.effects import WARNING, Answered, Effect, Log, Registered, Send, Settled
+from shoal.core.effects import WARNING, Answered, Effect, EventLogged, Log, Registered, Send, Settled
 from shoal.core.events import Event, LinkLost, Received, Released, Said
 from shoal.messages import (
     Answer,
@@ -17,6 +17,7 @@ from shoal.messages import (
     KeysDone,
     KeysRestarted,
     KilledTask,
+    Logged,
     Submit,
     ToClient,
     Unwant,
@@ -97,6 +98,8 @@ class ClientCore:
                         record.value = record.error = None
                         if record.event is not None:
                             record.event.clear()
+            case Logged():
+                self._effects.append(EventLogged(message.topic, message.msg, message.when))
             case Warned():
                 self._effects.append(Log(WARNING, message.text))
             case Answer():

@@ -71,11 +71,17 @@ class PendingCalls:
 
 
 class PendingRestart:
-    """One ``Client.restart``: the slots whose worker is to be replaced, with the worker that was there."""
+    """One ``Client.restart`` or ``restart_workers``: the slots whose worker is to be replaced, with the worker there.
 
-    __slots__ = ("client", "deadline", "rid", "timeout", "wait_for_workers", "waiting")
+    ``results``, by address, is what the second answers; None for the first.
+    """
 
-    def __init__(self, client: ClientId, rid: int, deadline: float, timeout: float) -> None:
+    __slots__ = ("client", "deadline", "names", "results", "rid", "timeout", "wait_for_workers", "waiting")
+
+    def __init__(self, client: ClientId, rid: int, deadline: float, timeout: float, wait_for_workers: bool) -> None:
         self.client, self.rid, self.deadline, self.timeout = client, rid, deadline, timeout
+        self.wait_for_workers = wait_for_workers
         self.waiting: dict[SlotId, WorkerId] = {}
-        self.wait_for_workers = True
+        #: The addresses that the workers had, by slot.
+        self.names: dict[SlotId, str] = {}
+        self.results: dict[str, str] | None = None

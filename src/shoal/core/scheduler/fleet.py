@@ -1,16 +1,17 @@
-"""The scheduler's dealings with workers and nannies: one method for each of their messages, deaths and silences."""
+"""The scheduler's dealings with workers: one method for each of their messages, their deaths and silences."""
 
 from __future__ import annotations
 
 from typing import Any, assert_never
 
-from shoal.core.effects import ERROR, INFO, WARNING, CloseLink, Effect, Log, Send
-from shoal.core.scheduler.calls import PendingCalls, PendingRestart
-from shoal.core.scheduler.roster import NannyRecord, WorkerRecord
+from shoal.core.effects import ERROR, INFO, WARNING, Answered, CloseLink, Effect, Log, Notify, Send
+from shoal.core.scheduler.calls import PendingCalls
+from shoal.core.scheduler.roster import WorkerRecord
 from shoal.core.scheduler.settings import Settings
 from shoal.core.scheduler.state import SchedulerState
 from shoal.core.scheduler.stealing import Balancer
 from shoal.core.scheduler.task import Task, TaskState
+from shoal.core.scheduler.topics import Topics
 from shoal.ids import ClientId, SlotId, WorkerId
 from shoal.messages import (
     AddKeys,
@@ -20,23 +21,19 @@ from shoal.messages import (
     Failed,
     Finished,
     Freed,
-    FromNanny,
     FromWorker,
     GivenBack,
     Heartbeat,
     Holders,
     KeyInfo,
     KeysCancelled,
+    LogEvent,
     LongRunning,
     Missing,
-    NannyRegistered,
-    RegisterNanny,
     RegisterWorker,
     Rescheduled,
     RestartWorker,
     StealAnswer,
-    WorkerDied,
-    WorkerGaveUp,
     WorkerRegistered,
     WorkerRejected,
     WorkerStatus,
@@ -55,7 +52,11 @@ class Fleet:
         self.state = SchedulerState(self.settings)
         self.balancer = Balancer(self.state)
         self.calls = PendingCalls()
-        self.restarts: list[PendingRestart] = []
+        self.topics = Topics(self.state, self.settings.events_length, self.settings.epoch)
+        #: Plugins for those that join later, by kind and name, in the order of their coming.
+        self.plugins: dict[str, dict[str, Any]] = {"worker": {}, "nanny": {}, "scheduler": {}}
+        #: How many worker processes ended, by cause (those without a nanny count as ``"lost"``).
+        self.deaths: dict[str, int] = {}
         self._effects: list[Effect] = []
         self._ttl_check: float | None = None
         self._roles: dict[str, str] = {}
@@ -73,9 +74,12 @@ class Fleet:
         for call in calls:
             if call.complete:
                 self.calls.end(call)
+                value = {"results": call.results, "errors": call.errors}
                 client = self.state.clients.get(call.client)
                 if client is not None:
-                    self.state.tell(client, Answer(call.rid, {"results": call.results, "errors": call.errors}))
+                    self.state.tell(client, Answer(call.rid, value))
+                elif not call.client:
+                    self._effects.append(Answered(call.rid, value, None))
 
     # -------------------------------------------------------------------------------------------- workers
 
@@ -131,6 +135,8 @@ class Fleet:
                 task = self._assigned(worker, message.key, message.attempt)
                 if task is not None:
                     state.secede(task)
+            case LogEvent():
+                self.topics.log(message.topics, message.msg, message.when)
             case Answer():
                 self._answer_calls(self.calls.answered(peer, message))
             case Bye():
@@ -177,13 +183,29 @@ class Fleet:
         state.add_worker(worker)
         nanny = state.nannies.get(worker.slot)
         if nanny is not None:
-            nanny.worker = worker.id
+            nanny.came(worker.id, state.now)
         if self.settings.worker_ttl is not None and self._ttl_check is None:
             self._ttl_check = state.now + self.settings.worker_ttl / 4
-        self._say(peer, WorkerRegistered(self.id, self.settings.heartbeat_interval))
+        self._say(peer, WorkerRegistered(self.id, self.settings.heartbeat_interval, dict(self.plugins["worker"])))
         self._log(INFO, f"worker {worker.name} joined from {worker.address}, {worker.nthreads} threads")
+        self._tell_of_worker(worker, "add-worker", {"nthreads": worker.nthreads, "pid": worker.pid})
+        self._notify("add_worker", worker.address)
+
+    def _tell_of_worker(self, worker: WorkerRecord, action: str, more: dict[str, Any]) -> None:
+        """Log an event of a worker."""
+        self.topics.log(
+            ["all", worker.address], {"action": action, "worker": worker.address, "name": worker.name, **more}
+        )
+
+    def _notify(self, hook: str, *args: Any) -> None:
+        """Have a hook of the scheduler's plugins called."""
+        if self.plugins["scheduler"]:
+            self._effects.append(Notify(hook, args))
 
     def _on_worker_status(self, worker: WorkerRecord, message: WorkerStatus) -> None:
+        self._tell_of_worker(
+            worker, "worker-status-change", {"status": "paused" if message.paused else "running", "why": message.reason}
+        )
         if message.paused:
             self._log(WARNING, f"worker {worker.name} takes no tasks: {message.reason}")
             self.state.pause(worker)
@@ -267,6 +289,10 @@ class Fleet:
         self._log(level, f"worker {worker.name} ({worker.address}) left: {reason}")
         self._answer_calls(self.calls.peer_lost(worker.id, f"worker {worker.name} left: {reason}"))
         self._effects.append(CloseLink(worker.id, reason))
+        self._tell_of_worker(worker, "remove-worker", {"reason": reason, "expected": expected, "tasks": len(assigned)})
+        self._notify("remove_worker", worker.address)
+        if not expected and not has_nanny:
+            self.deaths["lost"] = self.deaths.get("lost", 0) + 1
         if running is None and not expected and not has_nanny:
             running = [task.key for task in assigned[: worker.nthreads]]
         if running and not expected:
@@ -302,6 +328,7 @@ class Fleet:
         if due is not None and timeout is not None and now >= due:
             count = self.state.fail_stranded(timeout)
             self._log(ERROR, f"{count} tasks are given up: no worker could run them for {timeout:g} s")
+            self.topics.log("scheduler", {"action": "no-workers-timeout-exceeded", "tasks": count})
 
     def _check_ttl(self, now: float) -> None:
         due, ttl = self._ttl_check, self.settings.worker_ttl
@@ -322,64 +349,10 @@ class Fleet:
             if silent > ttl:
                 nanny = self.state.nannies.get(worker.slot)
                 reason = f"it was not heard of for {silent:.0f} s (worker-ttl is {ttl:g} s)"
+                self.topics.log("scheduler", {"action": "worker-ttl-timed-out", "worker": worker.address})
                 if nanny is not None:
                     self._say(nanny.id, RestartWorker(0, reason, 30.0, True, worker.id))
                 self._remove_worker(worker, reason, expected=False)
-
-    # -------------------------------------------------------------------------------------------- nannies
-
-    def _on_nanny_message(self, peer: str, message: FromNanny) -> None:
-        state = self.state
-        nanny = state.nannies.get(SlotId(peer))
-        if isinstance(message, RegisterNanny):
-            state.nannies[SlotId(peer)] = NannyRecord(SlotId(peer), message.name, message.host, message.pid)
-            self._say(peer, NannyRegistered(self.id))
-            return
-        if nanny is None:
-            return
-        match message:
-            case WorkerDied():
-                worker = state.workers.get(WorkerId(message.worker))
-                if nanny.worker == message.worker:
-                    nanny.worker = None
-                if worker is not None:
-                    self._remove_worker(worker, message.reason, message.expected, message.running)
-                elif not message.expected:
-                    self._log(WARNING, f"worker {nanny.name} died: {message.reason}")
-                    self._blame(nanny.name, message.address or message.worker, message.reason, message.running)
-            case WorkerGaveUp():
-                self._log(ERROR, f"nanny {nanny.name} gave up: {message.reason}")
-            case Answer():
-                self._answer_calls(self.calls.answered(peer, message))
-            case Bye():
-                state.nannies.pop(nanny.id, None)
-                self._answer_calls(self.calls.peer_lost(peer, "the nanny closed"))
-            case _:
-                assert_never(message)
-
-    # -------------------------------------------------------------------------------------------- restarts
-
-    def _check_restarts(self, now: float) -> None:
-        for restart in tuple(self.restarts):
-            client = self.state.clients.get(restart.client)
-            left = [slot for slot, old in restart.waiting.items() if not self._is_replaced(slot, old)]
-            if left and restart.wait_for_workers and now < restart.deadline:
-                continue
-            self.restarts.remove(restart)
-            if client is None:
-                continue
-            if left and restart.wait_for_workers:
-                names = ", ".join(self.state.nannies[s].name if s in self.state.nannies else s for s in left)
-                text = f"{len(left)} workers did not come back within {restart.timeout:g} s: {names}"
-                self.state.tell(client, Answer(restart.rid, None, f"TimeoutError: {text}"))
-            else:
-                self.state.tell(client, Answer(restart.rid, "OK"))
-
-    def _is_replaced(self, slot: SlotId, old: WorkerId) -> bool:
-        nanny = self.state.nannies.get(slot)
-        return nanny is None or (
-            nanny.worker is not None and nanny.worker != old and nanny.worker in self.state.workers
-        )
 
 
 def _is_copy(task: Task, worker: WorkerRecord, item: KeyInfo) -> bool:

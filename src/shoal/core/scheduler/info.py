@@ -59,6 +59,7 @@ def identity(core: SchedulerCore, n_workers: int = -1) -> dict[str, Any]:
         "total_threads": core.state.total_nthreads,
         "total_memory": sum(w.memory_limit for w in core.state.workers.values()),
         "workers": {w.address: worker_identity(core, w) for w in workers},
+        "deaths": dict(core.deaths),
     }
 
 
@@ -127,6 +128,30 @@ def put_targets(core: SchedulerCore, workers: list[str] | None = None) -> list[l
     return [[w.id, w.addresses, w.nthreads] for w in usable]
 
 
+def supervision(core: SchedulerCore) -> dict[str, Any]:
+    """How often worker processes ended, by cause; how often each nanny started another, and how long that took."""
+    nannies = {
+        nanny.name: {
+            "host": nanny.host,
+            "pid": nanny.pid,
+            "worker": core.state.workers[nanny.worker].address if nanny.worker in core.state.workers else None,
+            "restarts": nanny.restarts,
+            "deaths": dict(nanny.deaths),
+            "last_death": nanny.last_death,
+            "recoveries": list(nanny.recoveries),
+        }
+        for nanny in core.state.nannies.values()
+    }
+    return {"deaths": dict(core.deaths), "nannies": nannies}
+
+
+def events(core: SchedulerCore, topic: str | None = None) -> Any:
+    """Events of a topic as (seconds since 1970, message), or of all topics, by topic."""
+    if topic is not None:
+        return list(core.topics.events.get(topic, ()))
+    return {name: list(kept) for name, kept in core.topics.events.items()}
+
+
 def groups(core: SchedulerCore) -> dict[str, dict[str, Any]]:
     """What is known of each task group: its prefix, tasks in each state, bytes and seconds in all."""
     return {
@@ -191,6 +216,8 @@ QUESTIONS: Final[dict[str, Callable[..., Any]]] = {
     "groups": groups,
     "prefixes": prefixes,
     "task_stream": task_stream,
+    "events": events,
+    "supervision": supervision,
     "snapshot": snapshot,
     "story": story,
     "why": why,

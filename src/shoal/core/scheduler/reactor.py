@@ -10,14 +10,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import assert_never
 
-from shoal.core.effects import WARNING, CallUser, CloseLink, Effect, Stop
-from shoal.core.events import CallDone, Due, Event, LinkLost, LinkOpened, Received
+from shoal.core.effects import WARNING, CallUser, CloseLink, Effect, Notify, Stop
+from shoal.core.events import (
+    CallDone,
+    Due,
+    Event,
+    LinkLost,
+    LinkOpened,
+    PluginOffered,
+    PluginsChanged,
+    Received,
+)
 from shoal.core.scheduler import explain, info
-from shoal.core.scheduler.calls import PendingRestart
-from shoal.core.scheduler.fleet import Fleet
 from shoal.core.scheduler.invariants import check
 from shoal.core.scheduler.roster import ClientRecord, FunctionRecord
 from shoal.core.scheduler.settings import Settings
+from shoal.core.scheduler.supervision import Supervision
 from shoal.core.scheduler.task import Task, TaskState
 from shoal.errors import ShoalError
 from shoal.ids import ClientId, SlotId, WorkerId
@@ -31,21 +39,23 @@ from shoal.messages import (
     DropFunctions,
     FromClient,
     KeysCancelled,
+    LogEvent,
     Query,
     RegisterClient,
+    RegisterPlugin,
     Restart,
-    RestartWorker,
     Retry,
     RunFunction,
     Shutdown,
     Submit,
+    Subscribe,
     Unwant,
     Want,
     Warned,
 )
 
 
-class SchedulerCore(Fleet):
+class SchedulerCore(Supervision):
     """All decisions of the scheduler.
 
     Parameters
@@ -78,6 +88,10 @@ class SchedulerCore(Fleet):
                 self._on_link_lost(event)
             elif type(event) is CallDone:
                 self._say(event.to, Answer(event.rid, event.payload))
+            elif type(event) is PluginOffered:
+                self._change_plugin(ClientId(""), event.rid, event.kind, event.name, event.payload)
+            elif type(event) is PluginsChanged:
+                self._on_plugins_changed(event.hooks)
             elif type(event) is not Due:
                 raise TypeError(f"not an event of the scheduler's: {event!r}")
         self._check_ttl(now)
@@ -85,6 +99,12 @@ class SchedulerCore(Fleet):
         self._check_stranded(now)
         state.settle()
         self.balancer.step(now)
+        if state.watched:
+            effects.append(Notify("transition", tuple(state.watched)))
+            state.watched.clear()
+        if self.topics.watched:
+            effects.append(Notify("log_event", tuple(self.topics.watched)))
+            self.topics.watched.clear()
         state.flush(effects)
         if self.settings.validate:
             check(state)
@@ -127,11 +147,9 @@ class SchedulerCore(Fleet):
             if client is not None:
                 self._remove_client(client)
         elif event.role == "nanny":
-            nanny = self.state.nannies.pop(SlotId(event.peer), None)
+            nanny = self.state.nannies.get(SlotId(event.peer))
             if nanny is not None:
-                self._answer_calls(self.calls.peer_lost(event.peer, "the nanny is gone"))
-                for restart in self.restarts:
-                    restart.waiting.pop(nanny.id, None)
+                self._remove_nanny(nanny, "the nanny is gone")
 
     # -------------------------------------------------------------------------------------------- clients
 
@@ -141,6 +159,8 @@ class SchedulerCore(Fleet):
         if isinstance(message, RegisterClient):
             if client is None:
                 client = state.clients[ClientId(peer)] = ClientRecord(ClientId(peer), message.name)
+                self.topics.log(["all", peer], {"action": "add-client", "client": peer})
+                self._notify("add_client", peer)
             state.tell(client, ClientRegistered(self.id, {"nthreads": state.total_nthreads}))
             return
         if client is None:
@@ -172,6 +192,12 @@ class SchedulerCore(Fleet):
                 self._on_run_function(client, message)
             case Restart():
                 self._on_restart(client, message)
+            case RegisterPlugin():
+                self._on_register_plugin(client, message)
+            case Subscribe():
+                self.topics.subscribe(client.id, message.topic, message.on)
+            case LogEvent():
+                self.topics.log(message.topics, message.msg, message.when)
             case Shutdown():
                 self._on_shutdown(client, message)
             case Bye():
@@ -199,6 +225,9 @@ class SchedulerCore(Fleet):
         for task, deps in fresh:
             state.link(task, deps)
         self._on_want(client, message.wants)
+        if message.tasks and self.plugins["scheduler"]:
+            keys, wants = [spec.key for spec in message.tasks], message.wants
+            self._notify("update_graph", client.id, keys, wants, options.priority, state.stimulus)
         for spec in message.tasks:
             task_or_none = state.tasks.get(spec.key)
             if task_or_none is None:
@@ -243,6 +272,9 @@ class SchedulerCore(Fleet):
         state.drop_functions(client, list(client.functions))
         client.out.clear()
         self.calls.client_lost(client.id)
+        self.topics.client_lost(client.id)
+        self.topics.log(["all", client.id], {"action": "remove-client", "client": client.id})
+        self._notify("remove_client", client.id)
 
     def _on_query(self, client: ClientRecord, message: Query) -> None:
         try:
@@ -277,6 +309,9 @@ class SchedulerCore(Fleet):
 
     def _on_restart(self, client: ClientRecord, message: Restart) -> None:
         state = self.state
+        if message.workers is not None:
+            self._restart_some(client, message.rid, message.timeout, message.workers)
+            return
         for other in state.clients.values():
             keys = [task.key for task in other.wants]
             for task in tuple(other.wants):
@@ -284,18 +319,9 @@ class SchedulerCore(Fleet):
             if keys:
                 state.tell(other, KeysCancelled(keys, "the cluster was restarted"))
         state.settle()
-        restart = PendingRestart(client.id, message.rid, state.now + message.timeout, message.timeout)
-        for worker in tuple(state.workers.values()):
-            nanny = state.nannies.get(worker.slot)
-            if nanny is None:
-                self._remove_worker(worker, "the cluster was restarted, and it has no nanny", expected=True)
-            else:
-                restart.waiting[nanny.id] = worker.id
-                self._say(
-                    nanny.id, RestartWorker(message.rid, "asked for by a client", message.timeout, False, worker.id)
-                )
-        restart.wait_for_workers = message.wait_for_workers
-        self.restarts.append(restart)
+        self.topics.log(["all", client.id], {"action": "restart", "workers": len(state.workers)})
+        self._notify("restart")
+        self._restart_all(client, message.rid, message.timeout, message.wait_for_workers)
 
     def _on_shutdown(self, client: ClientRecord, message: Shutdown) -> None:
         self._say(client.id, Answer(message.rid, "OK"))

@@ -7,6 +7,7 @@ still carries its id changes nothing.
 from __future__ import annotations
 
 import math
+from collections import deque
 from enum import IntEnum, auto
 from typing import Any, Final
 
@@ -185,16 +186,39 @@ class ClientRecord:
 
 
 class NannyRecord:
-    """One nanny: a slot, and the worker that lives there now."""
+    """One nanny: a slot, the worker that lives there now, and how those before it ended."""
 
-    __slots__ = ("host", "id", "name", "pid", "worker")
+    __slots__ = ("deaths", "died_at", "host", "id", "last_death", "name", "pid", "recoveries", "restarts", "worker")
 
     def __init__(self, id: SlotId, name: str, host: str, pid: int) -> None:
         self.id, self.name, self.host, self.pid = id, name, host, pid
         self.worker: WorkerId | None = None
+        #: Workers that ended, by cause; how often another was started.
+        self.deaths: dict[str, int] = {}
+        self.restarts = 0
+        #: Why the last one ended.
+        self.last_death = ""
+        #: Seconds from each of the last deaths until the next worker was there.
+        self.recoveries: deque[float] = deque(maxlen=100)
+        self.died_at: float | None = None
+
+    def came(self, worker: WorkerId, now: float) -> None:
+        """A worker registered."""
+        self.worker = worker
+        if self.died_at is not None:
+            self.recoveries.append(now - self.died_at)
+            self.died_at = None
+
+    def died(self, cause: str, reason: str, restarting: bool, now: float) -> None:
+        """A worker ended."""
+        self.deaths[cause] = self.deaths.get(cause, 0) + 1
+        self.last_death = reason
+        self.restarts += restarting
+        if self.died_at is None and restarting:
+            self.died_at = now
 
     def __repr__(self) -> str:
-        return f"<Nanny {self.name} worker={self.worker}>"
+        return f"<Nanny {self.name} worker={self.worker} restarts={self.restarts}>"
 
 
 class FunctionRecord:

@@ -7,7 +7,8 @@ class Settings:
     """What the configuration says, as the cores need it: plain values, read once."""
 
     __slots__ = (
-        "allowed_failures", "backlog", "bandwidth", "durations", "heartbeat_interval", "no_workers_timeout",
+        "allowed_failures", "backlog", "bandwidth", "durations", "epoch", "events_length", "heartbeat_interval",
+        "no_workers_timeout",
         "saturation", "story_length", "stream_length", "unknown_duration", "validate", "worker_ttl",
     )  # fmt: skip
 
@@ -25,6 +26,8 @@ class Settings:
         validate: bool = False,
         stream_length: int = 100_000,
         no_workers_timeout: float | None = None,
+        events_length: int = 1000,
+        epoch: float = 0.0,
     ) -> None:
         self.allowed_failures = allowed_failures
         self.saturation = saturation
@@ -38,3 +41,6 @@ class Settings:
         self.validate = validate
         self.stream_length = stream_length
         self.no_workers_timeout = no_workers_timeout
+        self.events_length = events_length
+        #: Seconds to add to the scheduler's clock to have the time since 1970.
+        self.epoch = epoch

@@ -55,6 +55,8 @@ class Tables(Outbox):
         self.attempts = 0
         #: (key, before, event, after, stimulus, when), the newest last.
         self.story: deque[tuple[str, str, str, str, str, float]] = deque(maxlen=settings.story_length)
+        #: Transitions of this turn (key, before, after, stimulus), where a plugin wants them.
+        self.watched: list[tuple[str, str, str, str]] | None = None
         #: Executions: (key, worker, thread, status, began, ended, bytes, type), the newest last.
         self.stream: deque[tuple[str, str, int, str, float, float, int, str]] = deque(maxlen=settings.stream_length)
         self.transitions = 0
@@ -76,6 +78,8 @@ class Tables(Outbox):
         states[after] += 1
         self.transitions += 1
         self.story.append((task.key, _LABELS[before], _EVENTS[event], _LABELS[after], self.stimulus, self.now))
+        if self.watched is not None:
+            self.watched.append((task.key, _LABELS[before], _LABELS[after], self.stimulus))
         if before is TaskState.QUEUED:
             self.queue.discard(task)
         elif before is TaskState.NO_WORKER:

@@ -40,6 +40,8 @@ class Copies(ABC):
         self.slots = slots
         self.fetcher = Fetcher()
         self.story: deque[tuple[str, str, str, str, str, float]] = deque(maxlen=story_length)
+        #: Transitions of this turn (key, before, after), where a plugin wants them.
+        self.watched: list[tuple[str, str, str]] | None = None
         self.paused = False
         self.stimulus = ""
         self.now = 0.0
@@ -76,12 +78,16 @@ class Copies(ABC):
         record.attempt = after = ATTEMPT.advance(before, event, record.key, self.story)
         names = _ATTEMPT_NAMES
         self.story.append((record.key, names[before], _ATTEMPT_EVENTS[event], names[after], self.stimulus, self.now))
+        if self.watched is not None:
+            self.watched.append((record.key, names[before], names[after]))
 
     def _replica(self, record: KeyRecord, event: ReplicaEvent) -> None:
         before = record.replica
         record.replica = after = REPLICA.advance(before, event, record.key, self.story)
         names = _REPLICA_NAMES
         self.story.append((record.key, names[before], _REPLICA_EVENTS[event], names[after], self.stimulus, self.now))
+        if self.watched is not None:
+            self.watched.append((record.key, names[before], names[after]))
         if before is ReplicaState.MISSING:
             self._missing.pop(record, None)
         if after is ReplicaState.MISSING:

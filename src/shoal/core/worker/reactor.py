@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import assert_never
 
-from shoal.core.effects import CallUser, CancelRun, Effect, Functions, Run, Send, Stop
+from shoal.core.effects import CallUser, CancelRun, Effect, Functions, InstallPlugin, Notify, Run, Send, Stop
 from shoal.core.events import (
     CallDone,
     Due,
@@ -36,6 +36,7 @@ from shoal.core.worker.slots import Slots
 from shoal.messages import (
     Answer,
     Call,
+    ChangePlugin,
     Close,
     Compute,
     ComputeTask,
@@ -132,6 +133,9 @@ class WorkerCore(Copies):
         self._flush_drops()
         effects.extend(Send("", message) for message in self._out)
         self._out.clear()
+        if self.watched:
+            effects.append(Notify("transition", tuple(self.watched)))
+            self.watched.clear()
         if self.validate:
             check(self)
         return effects
@@ -163,6 +167,8 @@ class WorkerCore(Copies):
                 self._effects.append(Functions(dict.fromkeys(message.fns)))
             case Call():
                 self._effects.append(CallUser(message.rid, message.payload, message.wait))
+            case ChangePlugin():
+                self._effects.append(InstallPlugin(message.rid, message.name, message.payload))
             case Close():
                 self._effects.append(Stop(message.reason))
             case WorkerRegistered():

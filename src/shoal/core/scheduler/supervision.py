@@ -1,0 +1,192 @@
+"""The scheduler's dealings with nannies: deaths of workers, restarts that users ask for, and plugins for all."""
+
+from __future__ import annotations
+
+from typing import Any, assert_never
+
+from shoal.core.effects import ERROR, WARNING, InstallPlugin
+from shoal.core.scheduler.calls import PendingRestart
+from shoal.core.scheduler.fleet import Fleet
+from shoal.core.scheduler.roster import ClientRecord, NannyRecord, WorkerRecord
+from shoal.core.scheduler.settings import Settings
+from shoal.ids import ClientId, SlotId, WorkerId
+from shoal.messages import (
+    Answer,
+    Bye,
+    ChangePlugin,
+    FromNanny,
+    LogEvent,
+    NannyRegistered,
+    RegisterNanny,
+    RegisterPlugin,
+    RestartWorker,
+    WorkerDied,
+    WorkerGaveUp,
+)
+
+
+class Supervision(Fleet):
+    """Worker processes end and come again."""
+
+    def __init__(self, id: str, settings: Settings | None = None) -> None:
+        super().__init__(id, settings)
+        self.restarts: list[PendingRestart] = []
+
+    def _on_nanny_message(self, peer: str, message: FromNanny) -> None:
+        state = self.state
+        nanny = state.nannies.get(SlotId(peer))
+        if isinstance(message, RegisterNanny):
+            state.nannies[SlotId(peer)] = NannyRecord(SlotId(peer), message.name, message.host, message.pid)
+            self._say(peer, NannyRegistered(self.id, dict(self.plugins["nanny"])))
+            return
+        if nanny is None:
+            return
+        match message:
+            case WorkerDied():
+                self._on_worker_died(nanny, message)
+            case WorkerGaveUp():
+                self._log(ERROR, f"nanny {nanny.name} gave up: {message.reason}")
+                self.topics.log(["all", "scheduler"], {"action": "nanny-gave-up", "reason": message.reason})
+            case LogEvent():
+                self.topics.log(message.topics, message.msg, message.when)
+            case Answer():
+                self._answer_calls(self.calls.answered(peer, message))
+            case Bye():
+                self._remove_nanny(nanny, "the nanny closed")
+            case _:
+                assert_never(message)
+
+    def _remove_nanny(self, nanny: NannyRecord, reason: str) -> None:
+        """No worker will come back there."""
+        if self.state.nannies.pop(nanny.id, None) is None:
+            return
+        self._answer_calls(self.calls.peer_lost(nanny.id, reason))
+
+    def _on_worker_died(self, nanny: NannyRecord, message: WorkerDied) -> None:
+        state = self.state
+        worker = state.workers.get(WorkerId(message.worker))
+        if nanny.worker == message.worker:
+            nanny.worker = None
+        nanny.died(message.cause, message.reason, message.restarting, state.now)
+        self.deaths[message.cause] = self.deaths.get(message.cause, 0) + 1
+        address = message.address or message.worker
+        told = {
+            "action": "worker-died", "worker": address, "name": nanny.name, "cause": message.cause,
+            "reason": message.reason, "running": message.running, "peak": message.peak, "output": message.output,
+            "restarting": message.restarting,
+        }  # fmt: skip
+        self.topics.log(["all", address] if address else "all", told)
+        if message.cause == "memory":
+            self.topics.log("worker-restart-memory", told)
+        if worker is not None:
+            self._remove_worker(worker, _with_last_words(message), message.expected, message.running)
+        elif not message.expected:
+            self._log(WARNING, f"worker {nanny.name} died: {message.reason}")
+            self._blame(nanny.name, address, _with_last_words(message), message.running)
+
+    # -------------------------------------------------------------------------------------------- restarts
+
+    def _restart_all(self, client: ClientRecord, rid: int, timeout: float, wait_for_workers: bool) -> None:
+        """Replace every worker process; tasks were forgotten before."""
+        restart = PendingRestart(client.id, rid, self.state.now + timeout, timeout, wait_for_workers)
+        for worker in tuple(self.state.workers.values()):
+            if not self._restart_one(restart, worker):
+                self._remove_worker(worker, "the cluster was restarted, and it has no nanny", expected=True)
+        self.restarts.append(restart)
+
+    def _restart_some(self, client: ClientRecord, rid: int, timeout: float, names: list[str]) -> None:
+        """Replace the worker processes that are named."""
+        restart = PendingRestart(client.id, rid, self.state.now + timeout, timeout, True)
+        restart.results = {}
+        for name in names:
+            found = [worker for worker in self.state.workers.values() if worker.answers_to(name)]
+            if not found:
+                restart.results[name] = "there is no such worker"
+            for worker in found:
+                if not self._restart_one(restart, worker):
+                    restart.results[worker.address] = "it has no nanny that could restart it"
+        self.topics.log(["all", client.id], {"action": "restart-workers", "workers": names})
+        self.restarts.append(restart)
+
+    def _restart_one(self, restart: PendingRestart, worker: WorkerRecord) -> bool:
+        nanny = self.state.nannies.get(worker.slot)
+        if nanny is None:
+            return False
+        restart.waiting[nanny.id], restart.names[nanny.id] = worker.id, worker.address
+        self._say(nanny.id, RestartWorker(0, "was restarted, as a client asked", restart.timeout, False, worker.id))
+        return True
+
+    def _check_restarts(self, now: float) -> None:
+        for restart in tuple(self.restarts):
+            left = [slot for slot, old in restart.waiting.items() if not self._is_replaced(slot, old)]
+            if left and restart.wait_for_workers and now < restart.deadline:
+                continue
+            self.restarts.remove(restart)
+            client = self.state.clients.get(restart.client)
+            if client is None:
+                continue
+            if restart.results is not None:
+                for slot, address in restart.names.items():
+                    gone = slot not in self.state.nannies
+                    restart.results[address] = "removed" if gone else "timed out" if slot in left else "OK"
+                self.state.tell(client, Answer(restart.rid, restart.results))
+            elif left and restart.wait_for_workers:
+                names = ", ".join(self.state.nannies[s].name if s in self.state.nannies else s for s in left)
+                text = f"{len(left)} workers did not come back within {restart.timeout:g} s: {names}"
+                self.state.tell(client, Answer(restart.rid, None, f"TimeoutError: {text}"))
+            else:
+                self.state.tell(client, Answer(restart.rid, "OK"))
+
+    def _is_replaced(self, slot: SlotId, old: WorkerId) -> bool:
+        nanny = self.state.nannies.get(slot)
+        return nanny is None or (
+            nanny.worker is not None and nanny.worker != old and nanny.worker in self.state.workers
+        )
+
+    # -------------------------------------------------------------------------------------------- plugins
+
+    def _on_register_plugin(self, client: ClientRecord, message: RegisterPlugin) -> None:
+        """Keep it for those that come later, and have those that are there install (or remove) it."""
+        state = self.state
+        known = self.plugins.get(message.kind)
+        if known is None:
+            state.tell(client, Answer(message.rid, None, f"there are no plugins of kind {message.kind!r}"))
+            return
+        if message.name in known and message.idempotent and message.payload is not None:
+            state.tell(client, Answer(message.rid, {"results": {}, "errors": {}}))
+            return
+        if message.payload is None and message.name not in known:
+            state.tell(client, Answer(message.rid, None, f"there is no {message.kind} plugin {message.name!r}"))
+            return
+        if message.kind == "scheduler":
+            self._effects.append(InstallPlugin(message.rid, message.name, message.payload, client.id))
+            return
+        self._change_plugin(client.id, message.rid, message.kind, message.name, message.payload)
+
+    def _change_plugin(self, client: ClientId, rid: int, kind: str, name: str, payload: Any) -> None:
+        known = self.plugins[kind]
+        known.pop(name, None)
+        if payload is not None:
+            known[name] = payload
+        peers = self.state.workers.values() if kind == "worker" else self.state.nannies.values()
+        call = self.calls.begin(client, rid, {str(peer.id): _where(peer) for peer in peers})
+        for peer in peers:
+            self._say(peer.id, ChangePlugin(call.id, name, payload))
+        self._answer_calls([call])
+
+    def _on_plugins_changed(self, hooks: dict[str, list[str]]) -> None:
+        """The scheduler's own plugins are these now."""
+        self.plugins["scheduler"] = dict.fromkeys(hooks)
+        wanted = {hook for known in hooks.values() for hook in known}
+        self.state.watched = [] if "transition" in wanted else None
+        self.topics.watched = [] if "log_event" in wanted else None
+
+
+def _where(peer: WorkerRecord | NannyRecord) -> str:
+    return peer.address if isinstance(peer, WorkerRecord) else peer.name
+
+
+def _with_last_words(message: WorkerDied) -> str:
+    if not message.output:
+        return message.reason
+    return f"{message.reason}; its last words: {' | '.join(message.output[-8:])}"

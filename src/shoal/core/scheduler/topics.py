@@ -1,0 +1,65 @@
+"""Events that programs and users log under topics, kept for a while and told to who subscribed."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any
+
+from shoal.core.scheduler.state import SchedulerState
+from shoal.ids import ClientId
+from shoal.messages import Logged
+
+
+class Topics:
+    """The last events of each topic.
+
+    Parameters
+    ----------
+    state
+        Where the clients are.
+    length
+        Events kept of each topic.
+    epoch
+        Seconds to add to the scheduler's clock to have the time since 1970.
+    """
+
+    def __init__(self, state: SchedulerState, length: int, epoch: float) -> None:
+        self._state, self._length, self._epoch = state, length, epoch
+        self.events: dict[str, deque[tuple[float, Any]]] = {}
+        self.subscribers: dict[str, dict[ClientId, None]] = {}
+        #: Events of this turn (topic, message), where a plugin wants them.
+        self.watched: list[tuple[str, Any]] | None = None
+
+    def now(self) -> float:
+        """Seconds since 1970."""
+        return self._state.now + self._epoch
+
+    def log(self, topics: str | list[str], msg: Any, when: float | None = None) -> None:
+        """Log ``msg`` under each of ``topics``."""
+        at = self.now() if when is None else when
+        for topic in [topics] if isinstance(topics, str) else topics:
+            events = self.events.get(topic)
+            if events is None:
+                events = self.events[topic] = deque(maxlen=self._length)
+            events.append((at, msg))
+            if self.watched is not None:
+                self.watched.append((topic, msg))
+            for id in self.subscribers.get(topic, ()):
+                client = self._state.clients.get(id)
+                if client is not None:
+                    self._state.tell(client, Logged(topic, msg, at))
+
+    def subscribe(self, client: ClientId, topic: str, on: bool) -> None:
+        """Tell ``client`` of events of ``topic``, or no more."""
+        subscribers = self.subscribers.setdefault(topic, {})
+        if on:
+            subscribers[client] = None
+        else:
+            subscribers.pop(client, None)
+        if not subscribers:
+            del self.subscribers[topic]
+
+    def client_lost(self, client: ClientId) -> None:
+        """``client`` hears nothing any more."""
+        for topic in [topic for topic, subscribers in self.subscribers.items() if client in subscribers]:
+            self.subscribe(client, topic, on=False)

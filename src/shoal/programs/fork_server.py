@@ -1,0 +1,65 @@
+"""A process that has imported what a worker needs, and forks workers when its nanny asks.
+
+``python -m shoal.programs.fork_server SOCKET [MODULE ...]``. Each packet on the socket brings the descriptors of one
+worker; the answers are its process id and, when it is gone, its status. It ends when the socket closes.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import json
+import os
+import selectors
+import socket
+import sys
+
+from shoal import config
+from shoal.programs.worker_main import become, die_with_parent
+
+_DESCRIPTORS = 5
+
+
+def main() -> None:
+    """Serve until nobody asks any more."""
+    die_with_parent()
+    asking = socket.socket(fileno=int(sys.argv[1]))
+    for name in sys.argv[2:]:
+        importlib.import_module(name)
+    gc.collect()
+    gc.freeze()  # so that the collector does not write into what is shared with the workers
+    with selectors.DefaultSelector() as selector:
+        selector.register(asking, selectors.EVENT_READ)
+        while True:
+            for key, _ in selector.select():
+                if key.data is not None:
+                    selector.unregister(key.fileobj)
+                    _join(asking, key.fd, key.data)
+                elif not _fork(asking, selector):
+                    return
+
+
+def _fork(asking: socket.socket, selector: selectors.BaseSelector) -> bool:
+    """Fork one worker; False if none is asked for any more."""
+    data, descriptors, _, _ = socket.recv_fds(asking, 1 << 20, _DESCRIPTORS)
+    if not data:
+        return False
+    pid = os.fork()
+    if not pid:
+        config.extend_import_path(json.loads(data))
+        become(descriptors)
+    for descriptor in descriptors:
+        os.close(descriptor)
+    selector.register(os.pidfd_open(pid), selectors.EVENT_READ, pid)
+    asking.send(json.dumps({"pid": pid}).encode())
+    return True
+
+
+def _join(asking: socket.socket, descriptor: int, pid: int) -> None:
+    os.close(descriptor)
+    _, status, usage = os.wait4(pid, 0)
+    asking.send(json.dumps({"pid": pid, "status": status, "peak": usage.ru_maxrss * 1024}).encode())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,202 @@
+"""``Worker`` as an object in an asynchronous program, and what it has in common with ``Nanny``.
+
+async with Scheduler() as scheduler, Worker(scheduler.address), Client(scheduler.address, asynchronous=True) as client:
+    assert await client.submit(sum, [1, 2]) == 3
+"""
+
+from __future__ import annotations
+
+import asyncio
+import warnings
+from contextvars import ContextVar
+from pathlib import Path
+from time import monotonic
+from typing import Any
+from uuid import uuid4
+
+from shoal import config
+from shoal.errors import ConnectError, UsageError
+from shoal.programs.preloads import preloads
+from shoal.programs.servers import Server
+from shoal.programs.worker import Supervision, WorkerProgram
+from shoal.security import read_scheduler_file, secret_of
+from shoal.shell.addresses import Listening, listening
+
+#: What a worker that is made in a nanny's process gets from the nanny.
+SUPERVISION: ContextVar[Supervision | None] = ContextVar("supervision", default=None)
+
+
+class Joining(Server):
+    """A scheduler to find, and the options of a worker."""
+
+    #: Where the configuration of its preloads is.
+    _section = "distributed.worker"
+
+    def __init__(
+        self,
+        scheduler_ip: str | None = None,
+        scheduler_port: int | None = None,
+        *,
+        scheduler_file: str | Path | None = None,
+        nthreads: int | None = None,
+        name: Any = None,
+        memory_limit: Any = "auto",
+        resources: dict[str, float] | None = None,
+        executors: dict[str, int] | None = None,
+        services: Any = None,
+        local_directory: str | Path | None = None,
+        death_timeout: Any = None,
+        validate: bool | None = None,
+        preload: Any = None,
+        preload_argv: Any = None,
+        security: Any = None,
+        host: str | None = None,
+        port: Any = None,
+        interface: str | None = None,
+        protocol: str | None = None,
+        listen_address: str | None = None,
+        contact_address: str | None = None,
+        silence_logs: Any = None,
+        loop: Any = None,
+    ) -> None:
+        super().__init__()
+        if loop is not None:
+            warnings.warn(f"loop= of {type(self).__name__} has no effect and will go", DeprecationWarning, stacklevel=3)
+        self._scheduler_file = None if scheduler_file is None else Path(scheduler_file).expanduser()
+        #: Addresses of the scheduler.
+        self.scheduler: list[str] = []
+        self._supervision = SUPERVISION.get()
+        if self._supervision is not None:
+            self.scheduler = self._supervision.scheduler
+        elif self._scheduler_file is not None:
+            if scheduler_ip is not None:
+                raise UsageError("give the scheduler's address or a scheduler_file, not both")
+        else:
+            found = scheduler_ip or config.get("scheduler-address")
+            if not found:
+                raise UsageError("give the scheduler's address, a scheduler_file, or scheduler-address (configuration)")
+            self.scheduler = [str(found) if scheduler_port is None else f"tcp://{found}:{scheduler_port}"]
+        self._security = security
+        self.nthreads = config.cpu_count() if nthreads is None else nthreads
+        if not isinstance(self.nthreads, int) or self.nthreads < 1:
+            raise UsageError(f"nthreads must be a number from 1 on, got {nthreads!r}")
+        self.memory_limit = config.memory_limit(memory_limit, self.nthreads)
+        self.resources = resources if resources is not None else dict(config.get("distributed.worker.resources") or {})
+        self.executors = config.executors(executors)
+        self.services = services or {}
+        self.name = str(name) if name is not None else f"{config.host_name()}-{uuid4().hex[:8]}"
+        self._local_directory = None if local_directory is None else str(local_directory)
+        self.death_timeout = config.seconds(death_timeout, "death_timeout")
+        self.validate = bool(config.get("distributed.worker.validate", False)) if validate is None else validate
+        self.silence_logs = silence_logs
+        self._preloads = preloads(preload, preload_argv, self._section)
+        self._where = (host, port, interface, protocol, listen_address, contact_address)
+        listening(self.scheduler[0] if self.scheduler else "tcp://127.0.0.1:0", *self._where)  # complain now
+
+    async def _find_scheduler(self) -> tuple[bytes, Listening]:
+        """Wait for the scheduler's file, if it is to be found by one; return the secret, and where to listen.
+
+        Raises
+        ------
+        ConnectError
+            If it does not appear within ``death_timeout``.
+        """
+        if self._supervision is not None:
+            return self._supervision.secret, Listening(*self._supervision.listen)
+        fallback = None
+        if self._scheduler_file is not None:
+            started = monotonic()
+            while not self._scheduler_file.exists():
+                if self.death_timeout is not None and monotonic() - started >= self.death_timeout:
+                    raise ConnectError(
+                        f"scheduler_file {str(self._scheduler_file)!r} did not appear within {self.death_timeout:g} s"
+                    )
+                await asyncio.sleep(0.02)
+            self.scheduler, fallback = read_scheduler_file(self._scheduler_file)
+        return secret_of(self._security, fallback), listening(self.scheduler[0], *self._where)
+
+    @property
+    def _patience(self) -> float:
+        """Seconds to try to reach the scheduler."""
+        if self.death_timeout is not None:
+            return self.death_timeout
+        return config.seconds(config.get("distributed.comm.timeouts.connect", 30.0), "timeouts.connect") or 30.0
+
+    async def _end(self, reason: str) -> None:
+        await self._preloads.stop(self)
+        await super()._end(reason)
+
+
+class Worker(Joining):
+    """A worker on the current event loop, without a nanny.
+
+    Parameters
+    ----------
+    scheduler_ip, scheduler_port
+        The scheduler's address, whole (``"tcp://host:port"``) or in two parts.
+    scheduler_file
+        File that the scheduler writes, in place of the address; it may appear late.
+    nthreads
+        Tasks that it runs at the same time; as many as there are processors by default.
+    name
+        Its name, for restrictions and logs.
+    memory_limit
+        Bytes, ``"4 GiB"``, a fraction of the machine, ``"auto"``, or 0 for none.
+    resources
+        Abstract resources, by name (``distributed.worker.resources``).
+    executors
+        Threads of further pools, by name, for tasks that were submitted under ``dask.annotate(executor=name)``.
+    services
+        Accepted, and kept as an attribute.
+    local_directory
+        Where its scratch directory is made, for values that are spilled.
+    death_timeout
+        Seconds to try to find and reach a scheduler.
+    validate
+        Check every invariant after every event; slow.
+    preload, preload_argv
+        Modules to run here at the start (see ``programs/preloads.py``), and their arguments.
+    security
+        :class:`Security` with the cluster's secret, or a mapping of its arguments; this user's own by default.
+    host, port
+        Where it listens for its peers: a port, ``"9000:9100"``, or a collection of ports, of which the first that is
+        free is taken. By default the address from which the scheduler is reached, and any free port.
+    interface
+        Network interface, as ``"eth0"``, in place of the host.
+    protocol
+        ``"tcp"``.
+    listen_address, contact_address
+        Where to listen, whole; and what others are told, where that is another address.
+    silence_logs
+        Level from which on its log is printed.
+    loop
+        Has no effect.
+
+    Raises
+    ------
+    UsageError
+        If an argument makes no sense, naming it.
+    """
+
+    async def _launch(self) -> None:
+        secret, where = await self._find_scheduler()
+        self.program = WorkerProgram(
+            self.scheduler,
+            secret,
+            name=self.name,
+            nthreads=self.nthreads,
+            memory_limit=self.memory_limit,
+            resources=self.resources,
+            executors=self.executors,
+            local_directory=self._local_directory,
+            supervision=self._supervision,
+            validate=self.validate,
+            public=self,
+        )
+        await self._preloads.start(self)
+        await self.program.start(where, self._patience)
+
+    @property
+    def address(self) -> str:
+        found: str = self.program.addresses[0]
+        return found

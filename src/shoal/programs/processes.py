@@ -1,0 +1,320 @@
+"""Worker processes as their nanny has them: three ways to start one, its pipes, its exit.
+
+``spawn`` executes a fresh interpreter for each. ``forkserver`` executes one for each environment, which has
+imported what a worker needs, and forks that. ``fork`` forks the nanny's own process: quick, and safe only where no
+other thread of it holds a lock at that moment. The environment is there at exec time with the first two.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import resource
+import signal
+import socket
+import subprocess
+import sys
+from typing import Any, ClassVar, Final
+
+from shoal import config
+from shoal.errors import ConfigurationError, StartError
+
+METHODS: Final = ("spawn", "forkserver", "fork")
+
+
+class Exit:
+    """How a process ended."""
+
+    __slots__ = ("code", "peak", "signal")
+
+    def __init__(self, status: int, peak: int) -> None:
+        code = os.waitstatus_to_exitcode(status)
+        self.code = code if code >= 0 else None
+        self.signal = -code if code < 0 else None
+        #: The most bytes of memory that it had; 0 where that is not known.
+        # (The system counts that of who started it too.)
+        self.peak = peak if peak > resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 else 0
+
+
+class Child:
+    """A worker process.
+
+    Parameters
+    ----------
+    pid
+        Its process id.
+    pipes
+        Ends of its pipes.
+    exited
+        Resolved once it is gone and joined.
+    """
+
+    def __init__(self, pid: int, pipes: Pipes, exited: asyncio.Future[Exit]) -> None:
+        self.pid, self.exited = pid, exited
+        self.report, self.output = pipes.report[0], pipes.output[0]
+        self._pipes = pipes
+
+    @property
+    def alive(self) -> bool:
+        return not self.exited.done()
+
+    def signal(self, number: int) -> None:
+        """Send a signal; nothing happens if it is gone."""
+        if self.alive:
+            try:
+                os.kill(self.pid, number)
+            except ProcessLookupError:
+                pass  # it is being joined
+
+    def end_group(self) -> None:
+        """End what it started and left behind."""
+        try:
+            os.killpg(self.pid, signal.SIGKILL)
+        except (ProcessLookupError, PermissionError):
+            pass  # there is nothing (any more)
+
+    def close(self) -> None:
+        """Let go of the pipes."""
+        self._pipes.close()
+
+
+class Pipes:
+    """What connects a worker process with its nanny.
+
+    Parameters
+    ----------
+    options
+        Handed to the process.
+    recorder
+        Descriptor of shared memory that it writes to.
+    """
+
+    def __init__(self, options: dict[str, Any], recorder: int) -> None:
+        #: What is never written to: it breaks when the nanny is gone.
+        self.lifeline = os.pipe()
+        self.report = os.pipe()
+        self.output = os.pipe()
+        self.options = os.memfd_create("shoal-options")
+        with open(self.options, "wb", closefd=False) as file:
+            file.write(json.dumps(options).encode())
+        self.recorder = recorder
+        for descriptor in (self.report[0], self.output[0]):
+            os.set_blocking(descriptor, False)
+
+    @property
+    def theirs(self) -> list[int]:
+        """The descriptors that the process gets: stdin, stderr, report, options, recorder."""
+        return [self.lifeline[0], self.output[1], self.report[1], self.options, self.recorder]
+
+    def started(self) -> None:
+        """The process has its own copies, or there is none; that of the recorder is closed too."""
+        for descriptor in self.theirs:
+            os.close(descriptor)
+
+    def close(self) -> None:
+        for descriptor in (self.lifeline[1], self.report[0], self.output[0]):
+            os.close(descriptor)
+
+
+def start_method() -> str:
+    """How worker processes are started, from the configuration.
+
+    Raises
+    ------
+    ConfigurationError
+        If there is no such way.
+    """
+    method = str(config.get("distributed.worker.multiprocessing-method", "forkserver"))
+    if method not in METHODS:
+        raise ConfigurationError(
+            f"distributed.worker.multiprocessing-method must be one of {', '.join(METHODS)}, got {method!r}"
+        )
+    return method
+
+
+class Starter:
+    """Starts the worker processes of one nanny, one after another.
+
+    Parameters
+    ----------
+    method
+        One of :data:`METHODS`.
+    """
+
+    def __init__(self, method: str) -> None:
+        self.method = method
+        self._server: ForkServer | None = None
+
+    async def start(self, options: dict[str, Any], env: dict[str, str], recorder: int) -> Child:
+        """Start a process with ``env`` as its environment; ``options`` are for its ``worker_main``.
+
+        Raises
+        ------
+        StartError
+            If there cannot be one, with the reason.
+        """
+        pipes = Pipes(options, recorder)
+        try:
+            if self.method == "spawn":
+                pid, exited = _spawn(pipes, env)
+            elif self.method == "fork":
+                pid, exited = _fork(pipes, env)
+            else:
+                pid, exited = await self._server_for(env).fork(pipes)
+        except OSError as error:
+            pipes.close()
+            raise StartError(f"could not be started: {error}") from error
+        except StartError:
+            pipes.close()
+            raise
+        finally:
+            pipes.started()
+        return Child(pid, pipes, exited)
+
+    def _server_for(self, env: dict[str, str]) -> ForkServer:
+        found = ForkServer.of(env)
+        if found is not self._server:
+            self._release()
+            found.users += 1
+            self._server = found
+        return found
+
+    def _release(self) -> None:
+        if self._server is not None:
+            self._server.users -= 1
+            if not self._server.users:
+                self._server.end()
+
+    async def close(self) -> None:
+        """End what no other nanny of this process uses. The workers must have ended."""
+        server = self._server
+        if server is not None:
+            self._release()
+            self._server = None
+            if server.ended:
+                await server.exited
+
+
+def _spawn(pipes: Pipes, env: dict[str, str]) -> tuple[int, asyncio.Future[Exit]]:
+    stdin, stderr, report, options, recorder = pipes.theirs
+    command = [sys.executable, "-m", "shoal.programs.worker_main", str(report), str(options), str(recorder)]
+    process = subprocess.Popen(
+        command, stdin=stdin, stderr=stderr, env=env, pass_fds=[report, options, recorder], process_group=0
+    )
+    process.returncode = 0  # it is joined below
+    return process.pid, _watch(process.pid)
+
+
+def _fork(pipes: Pipes, env: dict[str, str]) -> tuple[int, asyncio.Future[Exit]]:
+    from shoal.programs.worker_main import become
+
+    pid = os.fork()
+    if not pid:
+        become(pipes.theirs, env)
+    return pid, _watch(pid)
+
+
+def _watch(pid: int) -> asyncio.Future[Exit]:
+    """Join a child of this process as soon as it is gone; no polling."""
+    loop = asyncio.get_running_loop()
+    exited: asyncio.Future[Exit] = loop.create_future()
+    descriptor = os.pidfd_open(pid)
+
+    def join() -> None:
+        loop.remove_reader(descriptor)
+        os.close(descriptor)
+        _, status, usage = os.wait4(pid, 0)
+        exited.set_result(Exit(status, usage.ru_maxrss * 1024))
+
+    loop.add_reader(descriptor, join)
+    return exited
+
+
+class ForkServer:
+    """A process that forks workers, with one environment.
+
+    It ends when nobody in this process uses it any more, or this process is gone; its workers end with it.
+    """
+
+    #: Those of this process, by event loop and environment.
+    _all: ClassVar[dict[Any, ForkServer]] = {}
+
+    def __init__(self, env: dict[str, str]) -> None:
+        self._loop = asyncio.get_running_loop()
+        #: Nannies that start their workers here.
+        self.users = 0
+        self.ended = False
+        self._waiting: list[asyncio.Future[int]] = []
+        self._children: dict[int, asyncio.Future[Exit]] = {}
+        self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        imports = [str(name) for name in config.get("shoal.nanny.fork-imports", []) or []]
+        command = [sys.executable, "-m", "shoal.programs.fork_server", str(theirs.fileno()), *imports]
+        with theirs:
+            process = subprocess.Popen(command, env=env, pass_fds=[theirs.fileno()], process_group=0)
+        process.returncode = 0  # it is joined below
+        #: Resolved once its process is gone and joined.
+        self.exited = _watch(process.pid)
+        self._socket.setblocking(False)
+        self._loop.add_reader(self._socket.fileno(), self._on_news)
+
+    @classmethod
+    def of(cls, env: dict[str, str]) -> ForkServer:
+        """The server for an environment, started if there is none."""
+        key = (id(asyncio.get_running_loop()), tuple(sorted(env.items())))
+        found = cls._all.get(key)
+        if found is None or found.ended:
+            found = cls._all[key] = cls(env)
+        return found
+
+    async def fork(self, pipes: Pipes) -> tuple[int, asyncio.Future[Exit]]:
+        """Fork a worker.
+
+        Raises
+        ------
+        StartError
+            If the server ended.
+        """
+        if self.ended:
+            raise StartError("the process that forks workers has ended")
+        answer: asyncio.Future[int] = self._loop.create_future()
+        self._waiting.append(answer)
+        socket.send_fds(self._socket, [json.dumps(config.import_path()).encode()], pipes.theirs)
+        pid = await asyncio.shield(answer)
+        return pid, self._children[pid]
+
+    def _on_news(self) -> None:
+        try:
+            data = self._socket.recv(4096)
+        except OSError:
+            data = b""
+        if not data:
+            self.end()
+            return
+        news = json.loads(data)
+        if "status" in news:
+            self._children.pop(news["pid"]).set_result(Exit(news["status"], news["peak"]))
+        else:
+            self._children[news["pid"]] = self._loop.create_future()
+            self._waiting.pop(0).set_result(news["pid"])
+
+    def end(self) -> None:
+        """Nobody needs it any more, or it is gone."""
+        if self.ended:
+            return
+        self.ended = True
+        self._loop.remove_reader(self._socket.fileno())
+        self._socket.close()
+        for key in [key for key, server in self._all.items() if server is self]:
+            del self._all[key]
+        self.exited.add_done_callback(self._on_exit)
+
+    def _on_exit(self, exited: asyncio.Future[Exit]) -> None:
+        end = exited.result()
+        how = f"exited with status {end.code}" if end.signal is None else f"was killed by signal {end.signal}"
+        for answer in self._waiting:
+            answer.set_exception(StartError(f"could not be started: the process that forks workers {how}"))
+        for child in self._children.values():
+            child.set_result(Exit(signal.SIGKILL, 0))  # they ended with it
+        self._waiting.clear()
+        self._children.clear()

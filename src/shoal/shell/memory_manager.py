@@ -1,0 +1,168 @@
+"""What a worker does about its memory: it spills, and takes no tasks while that is not enough.
+
+Managed memory is that of results that the worker holds, spilled that of results on disk; the rest of the process's
+memory is unmanaged. From ``target`` on (managed memory) and from ``spill`` on (the process's), values go to disk until
+it is less than ``target``; at ``pause`` no task is started any more; at ``terminate`` the nanny ends the process. All
+are fractions of the limit.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import gc
+import logging
+import threading
+from collections.abc import Callable
+from time import monotonic
+from typing import Any
+
+from shoal import config
+from shoal.shell.areas import AREAS
+from shoal.shell.store import ValueStore
+from shoal.shell.usage import resident_bytes
+
+logger = logging.getLogger("shoal.worker.memory")
+
+#: Seconds after which a disk that failed is tried again.
+TRY_AGAIN = 5.0
+#: Bytes spilled after which the allocator is asked to give memory back.
+_TRIM = 64 << 20
+_PREFIX = "distributed.worker.memory."
+
+
+class MemoryManager:
+    """Watches the memory of this process.
+
+    Parameters
+    ----------
+    store
+        The values that may be spilled.
+    limit
+        Bytes; 0 is no limit, and then nothing is done.
+    on_pressure
+        Called on the loop with whether the worker is to pause, and why.
+    """
+
+    def __init__(self, store: ValueStore, limit: int, on_pressure: Callable[[bool, str], None]) -> None:
+        self.store, self.memory_limit, self._on_pressure = store, limit, on_pressure
+        self.target = config.fraction(config.get(_PREFIX + "target", 0.6), _PREFIX + "target")
+        self.spill = config.fraction(config.get(_PREFIX + "spill", 0.7), _PREFIX + "spill")
+        self.pause = config.fraction(config.get(_PREFIX + "pause", 0.8), _PREFIX + "pause")
+        self.interval = (
+            config.seconds(config.get(_PREFIX + "monitor-interval", 0.1), _PREFIX + "monitor-interval") or 0.1
+        )
+        self.paused = False
+        #: Why nothing can be spilled at the moment, if that is so.
+        self.failure = ""
+        self._failed_at = 0.0
+        self._loop = asyncio.get_running_loop()
+        self._timer: asyncio.TimerHandle | None = None
+        self._closed = False
+        self._wake = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Begin to watch, if there is a limit."""
+        if self.memory_limit:
+            if self.store.disk is not None and (self.target or self.spill):
+                self._thread = threading.Thread(target=self._work, name="shoal-spill", daemon=True)
+                self._thread.start()
+            self._sample()
+
+    def close(self) -> None:
+        """Stop."""
+        self._closed = True
+        if self._timer is not None:
+            self._timer.cancel()
+        self._wake.set()
+        if self._thread is not None:
+            self._thread.join(1.0)
+
+    def check(self) -> None:
+        """Look at managed memory, which costs nothing; called whenever values were added."""
+        if self._thread is not None and self._over_target() and not self._wake.is_set():
+            self._wake.set()
+
+    def _over_target(self) -> bool:
+        return bool(self.target) and self.store.managed > self.target * self.memory_limit
+
+    def _sample(self) -> None:
+        used = resident_bytes()
+        limit = self.memory_limit
+        if self._thread is not None and (self._over_target() or (self.spill and used > self.spill * limit)):
+            self._wake.set()
+        if self.pause and (used > self.pause * limit) != self.paused:
+            self.paused = not self.paused
+            self._on_pressure(self.paused, self._describe(used))
+        self._timer = self._loop.call_later(self.interval, self._sample)
+
+    def _describe(self, used: int) -> str:
+        how = "over" if self.paused else "under"
+        text = f"{used / 1e6:.0f} MB are used, {how} {self.pause:.0%} of the limit of {self.memory_limit / 1e6:.0f} MB"
+        if not self.paused:
+            return text
+        managed, spilled = self.store.managed / 1e6, self.store.spilled_memory / 1e6
+        text += f"; {managed:.0f} MB of that are results, {spilled:.0f} MB more are spilled"
+        return f"{text}; nothing can be spilled: {self.failure}" if self.failure else text
+
+    # -------------------------------------------------------------------------------------------- in the thread
+
+    def _work(self) -> None:
+        while True:
+            self._wake.wait()
+            self._wake.clear()
+            if self._closed:
+                return
+            if monotonic() - self._failed_at < TRY_AGAIN and self.failure:
+                continue
+            try:
+                self._spill_some()
+                self.failure = ""
+            except OSError as error:
+                self.failure, self._failed_at = str(error), monotonic()
+                where = self.store.disk.directory if self.store.disk is not None else ""
+                logger.error("cannot spill to %s: %s; the values stay in memory", where, error)
+
+    def _spill_some(self) -> None:
+        """Spill until there is less than the target, of managed memory or (where that is much) of all."""
+        limit = self.memory_limit
+        low = (self.target or self.spill) * limit
+        hot = bool(self.spill) and resident_bytes() > self.spill * limit
+        since_trim = 0
+        while not self._closed and (self._over_target() or (hot and resident_bytes() > low)):
+            freed = self.store.evict()
+            since_trim += freed or 0
+            if freed is None or since_trim > _TRIM:
+                since_trim = 0
+                give_back()
+            if freed is None:
+                return  # the rest is unmanaged, or cannot be spilled
+        give_back()
+
+    def metrics(self) -> dict[str, Any]:
+        """Bytes, by what they are for."""
+        process = resident_bytes()
+        disk = self.store.disk
+        return {
+            "process": process,
+            "managed": self.store.managed,
+            "unmanaged": max(0, process - self.store.managed),
+            "spilled": self.store.spilled_memory,
+            "disk": disk.used if disk is not None else 0,
+            "spills": disk.written if disk is not None else 0,
+            "failure": self.failure,
+        }
+
+
+_trim: Any = None
+
+
+def give_back() -> None:
+    """Have the allocator return what is free to the system."""
+    global _trim
+    gc.collect(0)
+    AREAS.trim()
+    if _trim is None:
+        _trim = getattr(ctypes.CDLL(None), "malloc_trim", lambda pad: 0)
+    _trim(0)
