@@ -22,6 +22,15 @@ if TYPE_CHECKING:
     from shoal.deploy.local import LocalCluster as LocalCluster
     from shoal.errors import KilledWorker as KilledWorker
     from shoal.errors import Reschedule as Reschedule
+    from shoal.plugins.base import NannyPlugin as NannyPlugin
+    from shoal.plugins.base import SchedulerPlugin as SchedulerPlugin
+    from shoal.plugins.base import WorkerPlugin as WorkerPlugin
+    from shoal.plugins.builtin import CondaInstall as CondaInstall
+    from shoal.plugins.builtin import Environ as Environ
+    from shoal.plugins.builtin import InstallPlugin as InstallPlugin
+    from shoal.plugins.builtin import PipInstall as PipInstall
+    from shoal.plugins.builtin import UploadDirectory as UploadDirectory
+    from shoal.plugins.builtin import UploadFile as UploadFile
     from shoal.programs.joining import Worker as Worker
     from shoal.programs.nannies import Nanny as Nanny
     from shoal.programs.servers import Scheduler as Scheduler
@@ -48,6 +57,15 @@ _EXPORTS = {
     "rejoin": "shoal.client.inside",
     "secede": "shoal.client.inside",
     "worker_client": "shoal.client.inside",
+    "WorkerPlugin": "shoal.plugins.base",
+    "NannyPlugin": "shoal.plugins.base",
+    "SchedulerPlugin": "shoal.plugins.base",
+    "InstallPlugin": "shoal.plugins.builtin",
+    "PipInstall": "shoal.plugins.builtin",
+    "CondaInstall": "shoal.plugins.builtin",
+    "UploadFile": "shoal.plugins.builtin",
+    "UploadDirectory": "shoal.plugins.builtin",
+    "Environ": "shoal.plugins.builtin",
     "wait": "shoal.client.waiting",
 }
 __all__ = [
@@ -63,6 +81,7 @@ __all__ = [
     "Scheduler",
     "Security",
     "Worker",
+    "WorkerPlugin",
     "as_completed",
     "default_client",
     "get_client",

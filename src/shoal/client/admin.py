@@ -82,22 +82,31 @@ class AdminCalls(ClientBase):
 
     async def _run(self, make: Callable[[int], Any], wait: bool, on_error: str) -> Any:
         answer = await self._connection.request(make)
-        if not wait:
-            return None
+        return self._results(answer, on_error) if wait else None
+
+    def _results(self, answer: dict[str, Any], on_error: str) -> dict[str, Any]:
+        """What several peers answered, by address."""
         found: dict[str, Any] = {}
         for address, reason in answer["errors"].items():
             found[address] = LinkError(f"{address} did not answer: {reason}")
+            if on_error == "raise":
+                raise found[address]
         for address, result in answer["results"].items():
-            good, value = serialize.loads(result)
-            found[address] = value if good else serialize.load_error(SentError(*value))
-            if not good and on_error == "ignore":
-                del found[address]
-        if on_error == "raise":
-            for address, value in found.items():
-                failed = address in answer["errors"] or not serialize.loads(answer["results"][address])[0]
-                if failed:
-                    raise value
+            try:
+                found[address] = self._result(result)
+            except Exception as error:
+                if on_error == "raise":
+                    raise
+                if on_error == "return":
+                    found[address] = error
         return found
+
+    def _result(self, payload: Any) -> Any:
+        """What a function returned elsewhere; what it raised is raised."""
+        good, value = serialize.loads(payload)
+        if not good:
+            raise serialize.load_error(SentError(*value))
+        return value
 
     def run_on_scheduler(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Call a function in the scheduler's process; a parameter ``dask_scheduler`` receives the scheduler."""
@@ -105,11 +114,7 @@ class AdminCalls(ClientBase):
         return self._sync(self._run_on_scheduler(payload))
 
     async def _run_on_scheduler(self, payload: Any) -> Any:
-        answer = await self._connection.request(lambda rid: RunFunction(rid, payload, "scheduler"))
-        good, value = serialize.loads(answer)
-        if not good:
-            raise serialize.load_error(SentError(*value))
-        return value
+        return self._result(await self._connection.request(lambda rid: RunFunction(rid, payload, "scheduler")))
 
     def restart(self, timeout: Any = None, wait_for_workers: bool = True) -> Any:
         """Forget all tasks (their futures are cancelled) and restart every worker process.

@@ -16,7 +16,6 @@ from uuid import uuid4
 from shoal import config
 from shoal.client import current
 from shoal.client.connection import Connection
-from shoal.client.future import Future
 from shoal.client.loop import LoopThread, get_loop_thread
 from shoal.client.packing import FunctionCache
 from shoal.errors import UsageError
@@ -60,6 +59,9 @@ class ClientBase(ABC):
             raise UsageError(f"loop must be None or an asyncio event loop, got {loop!r}")
         self._functions = FunctionCache()
         self._callbacks: ThreadPoolExecutor | None = None
+        #: What is called for events, by topic; and what of that is under way.
+        self._handlers: dict[str, Callable[..., Any]] = {}
+        self._handling: set[asyncio.Task[Any]] = set()
         self._dask_settings: Any = None
         self._connection: Connection = None  # type: ignore[assignment]  # made by _start
         if not asynchronous:
@@ -173,10 +175,10 @@ class ClientBase(ABC):
 
     # -------------------------------------------------------------------------------------------- the end
 
-    def _run_callback(self, fn: Callable[[Future], Any], future: Future) -> None:
+    def _run_callback(self, fn: Callable[[Any], Any], argument: Any) -> None:
         if self._callbacks is None:
             self._callbacks = ThreadPoolExecutor(1, "shoal-callbacks")
-        self._callbacks.submit(fn, future).add_done_callback(_log_failure)
+        self._callbacks.submit(fn, argument).add_done_callback(_log_failure)
 
     def shutdown(self) -> Any:
         """Close the workers and the scheduler, and this client."""
@@ -258,4 +260,4 @@ class ClientBase(ABC):
 def _log_failure(done: Any) -> None:
     error = done.exception()
     if error is not None:
-        logger.error("a done-callback raised", exc_info=error)
+        logger.error("a done-callback raised (or the handler of an event)", exc_info=error)

@@ -12,7 +12,7 @@ from typing import Any
 
 from shoal.core.client.future import FutureRecord, FutureStatus
 from shoal.core.client.reactor import ClientCore
-from shoal.core.effects import Answered, Effect, Log, Registered, Send, Settled
+from shoal.core.effects import Answered, Effect, EventLogged, Log, Registered, Send, Settled
 from shoal.core.events import Event, LinkLost, Received, Released, Said
 from shoal.errors import ClosedClientError, LinkError, SerializationError, TaskError, UsageError
 from shoal.messages import Bye, PutData, Query, RegisterClient, ToClient, ToPeer
@@ -56,6 +56,8 @@ class Connection:
         self._driver = Driver(self.core, self._perform, loop, self._on_crash)
         self._link: Link | None = None
         self._registered = asyncio.Event()
+        #: Called on the loop with each event of a topic that was subscribed to.
+        self.on_event: Callable[[EventLogged], None] | None = None
         self._todo: deque[Event] = deque()
         self._woken = False
         self._answers: dict[int, asyncio.Future[Any]] = {}
@@ -199,6 +201,9 @@ class Connection:
                 self._on_answer(effect)
             case Log():
                 logger.log(effect.level, "%s", effect.text)
+            case EventLogged():
+                if self.on_event is not None:
+                    self.on_event(effect)
             case Registered():
                 self._registered.set()
 

@@ -9,8 +9,8 @@ from typing import Any, Self, TypeVar
 
 from shoal import config
 from shoal.client import dump
-from shoal.client.admin import AdminCalls
 from shoal.client.future import Future
+from shoal.client.hooks import Hooks
 from shoal.errors import UsageError
 from shoal.ids import key_from_wire, key_to_wire
 from shoal.messages import RunFunction
@@ -19,7 +19,7 @@ from shoal.shell import inspection, serialize
 T = TypeVar("T")
 
 
-class Questions(AdminCalls):
+class Questions(Hooks):
     """Questions."""
 
     def _query(self, what: str, shape: Callable[[Any], T], **args: Any) -> Any:

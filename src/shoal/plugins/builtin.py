@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import io
 import logging
 import os
@@ -16,7 +15,7 @@ from typing import Any, Final
 from shoal.errors import UsageError
 from shoal.plugins.base import NannyPlugin, SchedulerPlugin, WorkerPlugin
 from shoal.shell.loops import in_thread
-from shoal.shell.scratch import space
+from shoal.shell.scratch import alone
 from shoal.shell.uploads import store_file, unpack
 
 logger = logging.getLogger("shoal.plugins")
@@ -66,8 +65,7 @@ async def _install_once(function: Callable[[], None], name: str) -> None:
 
 
 def _install_alone(function: Callable[[], None]) -> None:
-    with open(space() / "installing", "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with alone("installing"):
         function()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 from shoal.shell import serialize
@@ -11,19 +12,26 @@ from shoal.shell import serialize
 async def call_user(payload: Any, **special: Any) -> Any:
     """Run a pickled ``(function, args, kwargs)`` and return the payload of ``(succeeded, value or error)``.
 
-    ``special`` holds what is passed if the function has a parameter of that name (``dask_worker``,
-    ``dask_scheduler``). Coroutine functions are awaited.
+    ``special`` is as for :func:`call_function`.
     """
     try:
-        function, args, kwargs = serialize.loads(payload)
-        try:
-            parameters = inspect.signature(function).parameters
-        except (TypeError, ValueError):
-            parameters = {}  # type: ignore[assignment]
-        kwargs = {**kwargs, **{name: value for name, value in special.items() if name in parameters}}
-        value = function(*args, **kwargs)
-        if inspect.isawaitable(value):
-            value = await value
+        value = await call_function(*serialize.loads(payload), **special)
         return serialize.dumps((True, value), "the result of the function")
     except Exception as error:
         return serialize.dumps((False, serialize.error_parts(error)))
+
+
+async def call_function(
+    function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], **special: Any
+) -> Any:
+    """Call a function, and await it if it is a coroutine function.
+
+    ``special`` holds what is passed if the function has a parameter of that name (``dask_worker``,
+    ``dask_scheduler``).
+    """
+    try:
+        parameters = inspect.signature(function).parameters
+    except (TypeError, ValueError):
+        parameters = {}  # type: ignore[assignment]
+    value = function(*args, **{**kwargs, **{name: value for name, value in special.items() if name in parameters}})
+    return await value if inspect.isawaitable(value) else value

@@ -32,7 +32,7 @@ from shoal.core.nanny.child import ChildState
 from shoal.core.nanny.reactor import NannyCore
 from shoal.errors import StartError
 from shoal.messages import Bye, NannyRegistered, RegisterNanny, ToNanny
-from shoal.programs.calls import call_user
+from shoal.programs.calls import call_function, call_user
 from shoal.programs.plugins import Plugins
 from shoal.programs.processes import Child, Starter, start_method
 from shoal.shell.addresses import Listening
@@ -363,6 +363,10 @@ class NannyProgram:
             If the message cannot travel.
         """
         self._loop.call_soon_threadsafe(self._send, event_of(topic, msg))
+
+    async def run(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Call a function, plain or async, here; a parameter ``dask_worker`` or ``dask_nanny`` receives the nanny."""
+        return await call_function(function, args, kwargs, dask_worker=self._public, dask_nanny=self._public)
 
     def get_logs(self, n: int | None = None) -> list[tuple[str, str]]:
         """Level and text of the last lines that it logged; the last words of workers that died are among them."""

@@ -12,6 +12,8 @@ import os
 import secrets
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from shoal import config
@@ -81,11 +83,11 @@ class Scratch:
         descriptor = os.open(file, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.stat(file).st_ino == os.fstat(descriptor).st_ino:
+            if _is(descriptor, file):
                 self._descriptor = descriptor
                 return True
-        except (BlockingIOError, FileNotFoundError):
-            pass
+        except BlockingIOError:
+            pass  # whoever removes orphans has it
         os.close(descriptor)
         return False
 
@@ -96,6 +98,29 @@ class Scratch:
             self.path.with_suffix(".lock").unlink(missing_ok=True)
             os.close(self._descriptor)
             self._descriptor = None
+
+
+@contextmanager
+def alone(name: str) -> Iterator[None]:
+    """Be the only process of this user on this machine that does what is called ``name``; waits for others."""
+    file = space() / f"{name}.lock"
+    while True:
+        descriptor = os.open(file, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            if _is(descriptor, file):
+                yield
+                file.unlink(missing_ok=True)
+                return
+        finally:
+            os.close(descriptor)
+
+
+def _is(descriptor: int, file: Path) -> bool:
+    try:
+        return os.stat(file).st_ino == os.fstat(descriptor).st_ino
+    except FileNotFoundError:
+        return False
 
 
 def remove_orphans(within: Path) -> int:

@@ -73,7 +73,7 @@ class PendingCalls:
 class PendingRestart:
     """One ``Client.restart`` or ``restart_workers``: the slots whose worker is to be replaced, with the worker there.
 
-    ``results``, by address, is what the second answers; None for the first.
+    ``results``, by the name that was given, is what the second answers; None for the first.
     """
 
     __slots__ = ("client", "deadline", "names", "results", "rid", "timeout", "wait_for_workers", "waiting")
@@ -82,6 +82,6 @@ class PendingRestart:
         self.client, self.rid, self.deadline, self.timeout = client, rid, deadline, timeout
         self.wait_for_workers = wait_for_workers
         self.waiting: dict[SlotId, WorkerId] = {}
-        #: The addresses that the workers had, by slot.
+        #: How the client named the workers, by slot.
         self.names: dict[SlotId, str] = {}
         self.results: dict[str, str] | None = None

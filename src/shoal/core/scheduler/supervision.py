@@ -103,8 +103,10 @@ class Supervision(Fleet):
             if not found:
                 restart.results[name] = "there is no such worker"
             for worker in found:
-                if not self._restart_one(restart, worker):
-                    restart.results[worker.address] = "it has no nanny that could restart it"
+                if self._restart_one(restart, worker):
+                    restart.names[worker.slot] = name
+                else:
+                    restart.results[name] = "it has no nanny that could restart it"
         self.topics.log(["all", client.id], {"action": "restart-workers", "workers": names})
         self.restarts.append(restart)
 
@@ -112,7 +114,7 @@ class Supervision(Fleet):
         nanny = self.state.nannies.get(worker.slot)
         if nanny is None:
             return False
-        restart.waiting[nanny.id], restart.names[nanny.id] = worker.id, worker.address
+        restart.waiting[nanny.id] = worker.id
         self._say(nanny.id, RestartWorker(0, "was restarted, as a client asked", restart.timeout, False, worker.id))
         return True
 
@@ -126,9 +128,9 @@ class Supervision(Fleet):
             if client is None:
                 continue
             if restart.results is not None:
-                for slot, address in restart.names.items():
+                for slot, name in restart.names.items():
                     gone = slot not in self.state.nannies
-                    restart.results[address] = "removed" if gone else "timed out" if slot in left else "OK"
+                    restart.results[name] = "removed" if gone else "timed out" if slot in left else "OK"
                 self.state.tell(client, Answer(restart.rid, restart.results))
             elif left and restart.wait_for_workers:
                 names = ", ".join(self.state.nannies[s].name if s in self.state.nannies else s for s in left)

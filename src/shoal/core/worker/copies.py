@@ -25,9 +25,9 @@ ASK_AGAIN = 1.0
 ON_THE_WAY = frozenset({ReplicaState.FETCH, ReplicaState.MISSING, ReplicaState.FLIGHT})
 
 #: Names by number, since asking a member of an enum for its name takes longer than the transition.
-_ATTEMPT_NAMES: Final = [state.name for state in AttemptState]
+_ATTEMPT_NAMES: Final = [state.name.lower() for state in AttemptState]
 _ATTEMPT_EVENTS: Final = [event.name for event in AttemptEvent]
-_REPLICA_NAMES: Final = [state.name for state in ReplicaState]
+_REPLICA_NAMES: Final = [state.name.lower() for state in ReplicaState]
 _REPLICA_EVENTS: Final = [event.name for event in ReplicaEvent]
 
 
