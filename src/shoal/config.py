@@ -21,23 +21,32 @@ from typing import Any
 from shoal.errors import ConfigurationError
 
 SECRET_BYTES = 32
+_MISSING: Any = object()
 _inherited: dict[str, Any] | None = None
-_loaded = False
+#: The content of ``shoal.yaml``. dask's own tree may lose it: what is first set there in a ``with`` block takes all
+#: that came into its section meanwhile away with it.
+_defaults: dict[str, Any] = {}
 
 
 def get(key: str, default: Any = None) -> Any:
     """Return the configured value of ``key``, as ``"distributed.scheduler.allowed-failures"``."""
     if _inherited is not None:
-        node: Any = _inherited
-        for part in key.split("."):
-            if not isinstance(node, dict) or part not in node:
-                return default
-            node = node[part]
-        return node
+        return _find(_inherited, key, default)
     import dask.config
 
-    _load_defaults()
-    return dask.config.get(key, default)
+    known = _find(_load_defaults(), key, default)
+    found = dask.config.get(key, _MISSING)
+    if found is _MISSING:
+        return known
+    return dask.config.merge(known, found) if isinstance(known, dict) and isinstance(found, dict) else found
+
+
+def _find(tree: Any, key: str, default: Any) -> Any:
+    for part in key.split("."):
+        if not isinstance(tree, dict) or part not in tree:
+            return default
+        tree = tree[part]
+    return tree
 
 
 def inherit(values: dict[str, Any]) -> None:
@@ -53,8 +62,7 @@ def export(overlay: dict[str, Any] | None = None) -> dict[str, Any]:
     import dask.config
 
     if _inherited is None:
-        _load_defaults()
-        tree = {name: dask.config.get(name, {}) for name in ("distributed", "shoal")}
+        tree = {name: get(name, {}) for name in ("distributed", "shoal")}
         tree["temporary-directory"] = dask.config.get("temporary-directory", None)
     else:
         tree = _inherited
@@ -91,23 +99,22 @@ def extend_import_path(entries: list[str]) -> None:
     sys.path.extend(entry for entry in entries if entry not in known)
 
 
-def _load_defaults() -> None:
-    global _loaded
-    if _loaded:
-        return
-    _loaded = True
+def _load_defaults() -> dict[str, Any]:
+    if _defaults:
+        return _defaults
     import dask.config
     import yaml
 
     with open(Path(__file__).with_name("shoal.yaml")) as file:
-        defaults = yaml.safe_load(file)
-    dask.config.update_defaults(defaults)
-    known = set(_flatten(defaults["shoal"], "shoal"))
+        _defaults.update(yaml.safe_load(file))
+    dask.config.update_defaults(_defaults)
+    known = set(_flatten(_defaults["shoal"], "shoal"))
     for key in _flatten(dask.config.get("shoal", {}), "shoal"):
         if key not in known:
             near = difflib.get_close_matches(key, known, 1)
             advice = f"; did you mean {near[0]!r}?" if near else ""
             warnings.warn(f"unknown configuration key {key!r}{advice}", stacklevel=4)
+    return _defaults
 
 
 def _flatten(tree: Any, prefix: str) -> list[str]:

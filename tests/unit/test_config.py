@@ -117,3 +117,17 @@ def test_importing_shoal_is_light() -> None:
     code = "import shoal, sys; print([m for m in ('numpy', 'dask', 'asyncio', 'uvloop', 'rich') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_defaults_outlive_a_with_block_that_was_entered_before_they_were_read() -> None:
+    """dask takes what came into its tree meanwhile away again."""
+    program = (
+        "import dask.config; from shoal import config\n"
+        "with dask.config.set({'distributed.worker.memory.pause': 0.5}): assert config.get('shoal.comm') is not None\n"
+        "assert config.get('distributed.worker.memory.pause') == 0.8\n"
+        "assert config.export()['distributed']['nanny']['pre-spawn-environ']['OMP_NUM_THREADS'] == 1\n"
+        "with dask.config.set({'distributed.nanny.pre-spawn-environ': {'OMP_NUM_THREADS': 7}}):\n"
+        "    env = config.effective_environment({})\n"
+        "assert env['MALLOC_TRIM_THRESHOLD_'] == '65536'\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)

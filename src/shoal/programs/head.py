@@ -18,6 +18,7 @@ from shoal import config
 from shoal.errors import StartError
 from shoal.programs.nanny import NannyProgram
 from shoal.programs.scheduler import SchedulerProgram
+from shoal.programs.worker_main import take_title
 from shoal.shell.logs import print_from
 from shoal.shell.loops import new_event_loop
 from shoal.shell.network import local_address
@@ -29,6 +30,7 @@ def main() -> None:
     config.inherit(options.pop("config"))
     config.extend_import_path(options.pop("sys_path"))
     print_from(options.pop("silence_logs"))
+    take_title(f"shoal cluster, {len(options['names'])} workers")
     answer = os.dup(1)
     os.dup2(2, 1)  # what tasks and libraries print must not be taken for the answer
     gc.set_threshold(50_000, 20, 100)

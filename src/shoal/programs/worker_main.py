@@ -98,12 +98,19 @@ def _run(report: int, given: int, recorder: int) -> None:
     config.inherit(options["config"])
     config.extend_import_path(options["sys_path"])
     print_from(options["worker"].pop("silence_logs", None) or logging.WARNING)
-    faulthandler.enable()
-    setproctitle(f"shoal worker {options['worker']['name']}")
+    faulthandler.enable(all_threads=False)
+    take_title(f"shoal worker {options['worker']['name']}")
     gc.freeze()
     gc.set_threshold(50_000, 20, 100)
     with asyncio.Runner(loop_factory=new_event_loop) as runner:
         runner.run(_serve(options, report, recorder))
+
+
+def take_title(title: str) -> None:
+    """Show in ``ps`` what this is; the environment, as /proc shows it, is left alone."""
+    os.environ["SPT_NOENV"] = "1"
+    setproctitle(title)
+    del os.environ["SPT_NOENV"]
 
 
 async def _serve(options: dict[str, Any], report: int, recorder: int) -> None:

@@ -24,6 +24,9 @@ from shoal.messages import (
     WorkerGaveUp,
 )
 
+#: Lines of a dead worker's stderr that errors repeat.
+_LAST_WORDS = 6
+
 
 class Supervision(Fleet):
     """Worker processes end and come again."""
@@ -189,6 +192,8 @@ def _where(peer: WorkerRecord | NannyRecord) -> str:
 
 
 def _with_last_words(message: WorkerDied) -> str:
-    if not message.output:
-        return message.reason
-    return f"{message.reason}; its last words: {' | '.join(message.output[-8:])}"
+    """Why it died, and a few of the lines that it said last: where it crashed, if it says so."""
+    lines = [line.strip() for line in message.output]
+    crash = next((at for at, line in enumerate(lines) if line.startswith("Fatal Python error")), None)
+    said = lines[-_LAST_WORDS:] if crash is None else lines[crash : crash + _LAST_WORDS]
+    return f"{message.reason}; its last words: {' | '.join(said)}" if said else message.reason
