@@ -129,7 +129,7 @@ class WorkerProgram:
     ) -> None:
         loop = asyncio.get_running_loop()
         if memory_limit:
-            AREAS.most_idle = min(AREAS.most_idle, memory_limit // 10)
+            AREAS.most_idle = min(AREAS.most_idle, memory_limit // 20)
         self.id = f"Worker-{uuid4().hex}"
         self.name = name or self.id
         self._supervision = supervision
@@ -148,6 +148,9 @@ class WorkerProgram:
         most = config.get("distributed.worker.memory.max-spill", False)
         disk = Disk(Path(self.local_directory) / "spilled", config.nbytes(most, "max-spill") if most else 0)
         self.store = ValueStore(disk if memory_limit else None)
+        name = "distributed.worker.memory.transfer"
+        #: Bytes that may be on the way from peers; 0 is no limit.
+        self._transfer = int(config.fraction(config.get(name, 0.1), name) * memory_limit)
         self.memory_manager = MemoryManager(self.store, memory_limit, self._on_pressure)
         total = nthreads + sum(self.executors.values())
         written = None if supervision is None else Recorder(supervision.recorder, total)
@@ -158,7 +161,16 @@ class WorkerProgram:
         self.actors = Actors(home)
         self._pools = {
             pool: ThreadExecutor(
-                size, self.store, loop, self._on_outcomes, self._on_left, inline, written, home, numbers
+                size,
+                self.store,
+                loop,
+                self._on_outcomes,
+                self._on_left,
+                inline,
+                written,
+                home,
+                numbers,
+                self.memory_manager.make_room if memory_limit else None,
             )
             for pool, size in {"": nthreads, **self.executors}.items()
         }
@@ -319,7 +331,7 @@ class WorkerProgram:
         self.driver.push(LinkLost("scheduler", link.peer_id, reason))
 
     def _on_outcomes(self, items: list[Outcome]) -> None:
-        self.memory_manager.check()
+        self._limit_transfers()
         self.driver.push(Outcomes(items))
 
     def _on_left(self, key: str, outside: bool) -> None:
@@ -407,7 +419,13 @@ class WorkerProgram:
             self.bytes_in += nbytes
             kept.append((key, nbytes, ""))
         self.memory_manager.check()
+        self._limit_transfers()
         return kept
+
+    def _limit_transfers(self) -> None:
+        """Have less on the way while values are spilled."""
+        if self._transfer:
+            self.core.fetcher.limit(self._transfer // 4 if self.memory_manager.over_target else self._transfer)
 
     def _on_peer_messages(self, link: Link, messages: list[Any]) -> None:
         for message in messages:

@@ -46,12 +46,12 @@ class Areas:
             self._areas.append((fresh, monotonic()))
             return memoryview(fresh)[:nbytes]
 
-    def trim(self) -> None:
-        """Give unused areas back to the system: the ones unused for long, and what is over the limit."""
+    def trim(self, all_of_them: bool = False) -> None:
+        """Give unused areas back to the system: the ones unused for long, and what is over the limit; or all."""
         with self._lock:
-            self._trim()
+            self._trim(0.0 if all_of_them else KEEP)
 
-    def _trim(self) -> None:
+    def _trim(self, keep: float = KEEP) -> None:
         now = monotonic()
         kept: list[tuple[mmap.mmap, float]] = []
         idle = 0
@@ -60,7 +60,7 @@ class Areas:
                 kept.append((area, now))
                 continue
             idle += len(area)
-            if now - seen < KEEP and idle <= self.most_idle:
+            if now - seen < keep and idle <= self.most_idle:
                 kept.append((area, seen))
             else:
                 area.close()

@@ -17,7 +17,7 @@ from shoal.ids import key_from_wire
 from shoal.shell import current, serialize
 from shoal.shell.current import Home
 from shoal.shell.recorder import Recorder
-from shoal.shell.store import ValueStore
+from shoal.shell.store import Held, ValueStore
 
 _local = threading.local()
 
@@ -53,6 +53,8 @@ class ThreadExecutor:
         What tasks find as their worker.
     numbers
         Numbers for threads, shared by all pools of a process, the next to be given last.
+    make_room
+        Called in the thread when values came into memory.
     """
 
     def __init__(
@@ -66,10 +68,11 @@ class ThreadExecutor:
         recorder: Recorder | None = None,
         home: Home | None = None,
         numbers: list[int] | None = None,
+        make_room: Callable[[], None] | None = None,
     ) -> None:
         self._store, self._loop, self._on_done, self._inline_bytes = store, loop, on_done, inline_bytes
-        self._recorder, self._home = recorder, home
-        self._queue: queue.SimpleQueue[tuple[Run, dict[str, Any]] | threading.Event | None] = queue.SimpleQueue()
+        self._recorder, self._home, self._make_room = recorder, home, make_room
+        self._queue: queue.SimpleQueue[tuple[Run, dict[str, Held]] | threading.Event | None] = queue.SimpleQueue()
         #: What each thread is in, by its identity.
         self._inside: dict[int, str] = {}
         self._done: deque[Outcome | tuple[str, bool]] = deque()
@@ -163,6 +166,7 @@ class ThreadExecutor:
                     run.set()
                     break
                 self._begin(*run, number, recorder)
+                del run  # or it would keep the task's inputs until the next one comes
         except RuntimeError:
             pass  # the loop is closed: this process is ending
         with self._lock:
@@ -170,7 +174,7 @@ class ThreadExecutor:
             if number is not None:
                 self._numbers.append(number)
 
-    def _begin(self, run: Run, inputs: dict[str, Any], number: int | None, recorder: Recorder | None) -> None:
+    def _begin(self, run: Run, inputs: dict[str, Held], number: int | None, recorder: Recorder | None) -> None:
         if run.key in self._cancelled:
             self._cancelled.discard(run.key)
             outcome = Outcome(run.key, "skipped")
@@ -181,6 +185,8 @@ class ThreadExecutor:
             thread = threading.get_ident()
             self._inside[thread] = run.key
             outcome = self._execute(run, inputs)
+            if self._make_room is not None:
+                self._make_room()
             outcome.thread = -1 if number is None else number
             _local.key = None
             del self._inside[thread]
@@ -211,10 +217,10 @@ class ThreadExecutor:
         if items:
             self._on_done(items)
 
-    def _execute(self, run: Run, taken: dict[str, Any]) -> Outcome:
+    def _execute(self, run: Run, taken: dict[str, Held]) -> Outcome:
         begun, tick = time(), perf_counter()
         try:
-            inputs = {key: self._store.load(key, value) for key, value in taken.items()}
+            inputs = {key: self._store.load(key, held) for key, held in taken.items()}
             if run.fn:
                 function = self._functions.get(run.fn) or self._load(run.fn)
                 args, kwargs = serialize.loads_with_inputs(run.payload, inputs)

@@ -80,17 +80,27 @@ class MemoryManager:
             self._thread.join(1.0)
 
     def check(self) -> None:
-        """Look at managed memory, which costs nothing; called whenever values were added."""
-        if self._thread is not None and self._over_target() and not self._wake.is_set():
+        """Have room made where values came from elsewhere; called on the loop, and costs nothing there."""
+        if self._thread is not None and self.over_target and not self._wake.is_set():
             self._wake.set()
 
-    def _over_target(self) -> bool:
+    def make_room(self) -> None:
+        """Spill what is over the target before going on: a thread that makes values waits for the disk.
+
+        Called in the threads of tasks.
+        """
+        if self._thread is not None and self.over_target and not self._is_failing():
+            self._try(lambda: self._spill_while(lambda: self.over_target))
+
+    @property
+    def over_target(self) -> bool:
+        """Whether results take more memory than they should."""
         return bool(self.target) and self.store.managed > self.target * self.memory_limit
 
     def _sample(self) -> None:
         used = resident_bytes()
         limit = self.memory_limit
-        if self._thread is not None and (self._over_target() or (self.spill and used > self.spill * limit)):
+        if self._thread is not None and (self.over_target or (self.spill and used > self.spill * limit)):
             self._wake.set()
         if self.pause and (used > self.pause * limit) != self.paused:
             self.paused = not self.paused
@@ -114,31 +124,42 @@ class MemoryManager:
             self._wake.clear()
             if self._closed:
                 return
-            if monotonic() - self._failed_at < TRY_AGAIN and self.failure:
-                continue
-            try:
-                self._spill_some()
-                self.failure = ""
-            except OSError as error:
-                self.failure, self._failed_at = str(error), monotonic()
-                where = self.store.disk.directory if self.store.disk is not None else ""
-                logger.error("cannot spill to %s: %s; the values stay in memory", where, error)
+            if not self._is_failing():
+                self._try(self._spill_some)
+
+    def _is_failing(self) -> bool:
+        """Whether the disk failed a moment ago."""
+        return bool(self.failure) and monotonic() - self._failed_at < TRY_AGAIN
+
+    def _try(self, spill: Callable[[], None]) -> None:
+        try:
+            spill()
+            self.failure = ""
+        except OSError as error:
+            self.failure, self._failed_at = str(error), monotonic()
+            where = self.store.disk.directory if self.store.disk is not None else ""
+            logger.error("cannot spill to %s: %s; the values stay in memory", where, error)
 
     def _spill_some(self) -> None:
         """Spill until there is less than the target, of managed memory or (where that is much) of all."""
-        limit = self.memory_limit
-        low = (self.target or self.spill) * limit
-        hot = bool(self.spill) and resident_bytes() > self.spill * limit
+        self._spill_while(lambda: self.over_target)
+        low = (self.target or self.spill) * self.memory_limit
+        if self.spill and resident_bytes() > self.spill * self.memory_limit:
+            give_back()
+            self._spill_while(lambda: resident_bytes() > low)
+            give_back()
+
+    def _spill_while(self, needed: Callable[[], bool]) -> None:
         since_trim = 0
-        while not self._closed and (self._over_target() or (hot and resident_bytes() > low)):
+        while not self._closed and needed():
             freed = self.store.evict()
-            since_trim += freed or 0
-            if freed is None or since_trim > _TRIM:
-                since_trim = 0
-                give_back()
             if freed is None:
                 return  # the rest is unmanaged, or cannot be spilled
-        give_back()
+            AREAS.trim(all_of_them=True)
+            since_trim += freed
+            if since_trim > _TRIM:
+                since_trim = 0
+                give_back()
 
     def metrics(self) -> dict[str, Any]:
         """Bytes, by what they are for."""
@@ -162,7 +183,7 @@ def give_back() -> None:
     """Have the allocator return what is free to the system."""
     global _trim
     gc.collect(0)
-    AREAS.trim()
+    AREAS.trim(all_of_them=True)
     if _trim is None:
         _trim = getattr(ctypes.CDLL(None), "malloc_trim", lambda pad: 0)
     _trim(0)

@@ -1,8 +1,8 @@
 """Values by key: in memory, and on disk where memory runs short.
 
 What came over a wire stays pickled until a task in a thread needs it. What was used least recently is spilled first; a
-value that comes back from disk keeps its file, so that to spill it again costs nothing. A file lives as long as anybody
-holds its :class:`Spilled`: a task that was handed it can load it also after the key was dropped.
+value that comes back from disk keeps its file, so that to spill it again costs nothing. A task that waits for a thread
+has the :class:`Held` of its inputs: they may be spilled until it runs, and loaded also after their keys were dropped.
 """
 
 from __future__ import annotations
@@ -25,6 +25,25 @@ class Pickled:
         self.payload = payload
 
 
+_NOTHING: Any = object()
+
+
+class Held:
+    """A value that a worker holds, in memory (pickled or not), on disk, or both.
+
+    Who has one can load the value, also when its key was dropped since.
+    """
+
+    __slots__ = ("file", "size", "stuck", "value")
+
+    def __init__(self, value: Any, size: int) -> None:
+        self.value, self.size = value, size
+        #: Its copy on disk, once there was one.
+        self.file: Spilled | None = None
+        #: Whether it cannot be pickled, and stays in memory.
+        self.stuck = False
+
+
 class ValueStore:
     """The values that a worker holds.
 
@@ -36,92 +55,77 @@ class ValueStore:
 
     def __init__(self, disk: Disk | None = None) -> None:
         self.disk = disk
-        #: In memory, the least recently used first.
-        self._values: dict[str, Any] = {}
-        self._sizes: dict[str, int] = {}
-        #: On disk only.
-        self._spilled: dict[str, Spilled] = {}
-        #: On disk too, while they are in memory.
-        self._clean: dict[str, Spilled] = {}
-        #: Values that cannot be pickled, and stay.
-        self._stuck: set[str] = set()
+        #: Those in memory, the least recently used first; and those on disk only.
+        self._fast: dict[str, Held] = {}
+        self._slow: dict[str, Held] = {}
         self._lock = threading.Lock()
         #: Bytes of the values in memory, and of those on disk as they would be in memory.
         self.managed = self.spilled_memory = 0
 
     def __contains__(self, key: str) -> bool:
-        return key in self._values or key in self._spilled
+        return key in self._fast or key in self._slow
 
     def __len__(self) -> int:
-        return len(self._values) + len(self._spilled)
+        return len(self._fast) + len(self._slow)
 
     def put(self, key: str, value: Any, nbytes: int = 0) -> None:
         """Keep a value of ``nbytes``, in place of one that was there."""
         with self._lock:
             self._forget(key)
-            self._values[key] = value
-            self._sizes[key] = nbytes
+            self._fast[key] = Held(value, nbytes)
             self.managed += nbytes
 
     def _forget(self, key: str) -> None:
-        size = self._sizes.pop(key, 0)
-        if key in self._values:
-            del self._values[key]
-            self.managed -= size
-            self._clean.pop(key, None)
-            self._stuck.discard(key)
-        elif self._spilled.pop(key, None) is not None:
-            self.spilled_memory -= size
+        held = self._fast.pop(key, None)
+        if held is not None:
+            self.managed -= held.size
+        elif (held := self._slow.pop(key, None)) is not None:
+            self.spilled_memory -= held.size
 
-    def take(self, keys: Sequence[str]) -> dict[str, Any]:
-        """Return values as they are here, pickled or spilled or not: they cannot be dropped any more by then."""
+    def take(self, keys: Sequence[str]) -> dict[str, Held]:
+        """Return what is held of some keys; what is on disk stays there until :meth:`load`."""
         if self.disk is None:
-            return {key: self._values[key] for key in keys}
+            return {key: self._fast[key] for key in keys}
         found = {}
         with self._lock:
             for key in keys:
-                if key in self._values:
-                    found[key] = self._values[key] = self._values.pop(key)  # used most recently by now
+                if key in self._fast:
+                    found[key] = self._fast[key] = self._fast.pop(key)  # used most recently by now
                 else:
-                    found[key] = self._spilled[key]
+                    found[key] = self._slow[key]
         return found
 
-    def load(self, key: str, value: Any) -> Any:
-        """Return what :meth:`take` gave for ``key``, read and unpickled on first use. Called in threads.
+    def load(self, key: str, held: Held) -> Any:
+        """Return the value, read and unpickled where that is still to be done. Called in threads.
 
         Raises
         ------
         OSError
-            If a file cannot be read.
+            If its file cannot be read.
         """
-        if type(value) is Pickled:
+        with self._lock:
+            value, file = held.value, held.file
+        if value is _NOTHING:
+            assert file is not None
+            loaded = serialize.loads(file.read())
+        elif type(value) is Pickled:
             loaded = serialize.loads(value.payload)
-            with self._lock:
-                if self._values.get(key) is value:
-                    self._values[key] = loaded
-            return loaded
-        if type(value) is Spilled:
-            return self._unspill(key, value)
-        return value
-
-    def _unspill(self, key: str, spilled: Spilled) -> Any:
+        else:
+            return value
         with self._lock:
-            if self._clean.get(key) is spilled:  # another thread was faster
-                return self._values[key]
-        loaded = serialize.loads(spilled.read())
-        with self._lock:
-            if self._spilled.get(key) is spilled:
-                del self._spilled[key]
-                size = self._sizes[key]
-                self.spilled_memory -= size
-                self.managed += size
-                self._values[key] = loaded
-                self._clean[key] = spilled
+            if held.value is not _NOTHING and type(held.value) is not Pickled:
+                return held.value  # another thread was faster
+            held.value = loaded
+            if self._slow.get(key) is held:
+                del self._slow[key]
+                self._fast[key] = held
+                self.spilled_memory -= held.size
+                self.managed += held.size
         return loaded
 
     def is_on_disk(self, key: str) -> bool:
         """Whether :meth:`dump` would have to read a file."""
-        return key in self._spilled
+        return key in self._slow
 
     def dump(self, key: str) -> Any:
         """Return the payload of the value.
@@ -136,9 +140,11 @@ class ValueStore:
             If its file cannot be read.
         """
         with self._lock:
-            value = self._values[key] if key in self._values else self._spilled[key]
-        if type(value) is Spilled:
-            return value.read()
+            held = self._fast[key] if key in self._fast else self._slow[key]
+            value, file = held.value, held.file
+        if value is _NOTHING:
+            assert file is not None
+            return file.read()
         return value.payload if type(value) is Pickled else serialize.dumps_safely(value, f"the result of {key!r}")
 
     def drop(self, keys: Sequence[str]) -> None:
@@ -158,29 +164,29 @@ class ValueStore:
         assert self.disk is not None
         while True:
             with self._lock:
-                key = next((key for key in self._values if key not in self._stuck), None)
-                if key is None:
+                key, held = next(((key, held) for key, held in self._fast.items() if not held.stuck), ("", None))
+                if held is None:
                     return None
-                value, size, spilled = self._values[key], self._sizes[key], self._clean.get(key)
-            if spilled is None:
+                value, file = held.value, held.file
+            if file is None:
                 try:
                     payload = value.payload if type(value) is Pickled else serialize.dumps_safely(value)
                 except SerializationError:
-                    with self._lock:
-                        self._stuck.add(key)
+                    held.stuck = True
                     continue
                 if not self.disk.has_room(payload):
                     return None
-                spilled = self.disk.write(payload)
+                file = self.disk.write(payload)
+                del payload
             with self._lock:
-                if self._values.get(key) is value:
-                    del self._values[key]
-                    self._clean.pop(key, None)
-                    self._spilled[key] = spilled
-                    self.managed -= size
-                    self.spilled_memory += size
-                    return size
+                if self._fast.get(key) is held:
+                    del self._fast[key]
+                    self._slow[key] = held
+                    held.value, held.file = _NOTHING, file
+                    self.managed -= held.size
+                    self.spilled_memory += held.size
+                    return held.size
 
     def close(self) -> None:
         """Let go of all of it, files too."""
-        self.drop([*self._values, *self._spilled])
+        self.drop([*self._fast, *self._slow])

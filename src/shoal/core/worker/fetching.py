@@ -35,12 +35,14 @@ class Fetcher:
     """The plan of transfers."""
 
     __slots__ = (
-        "_backoff", "_bytes", "_far", "_idle", "_seq", "_wants", "bytes_in_flight", "hosts", "in_flight", "peers",
+        "_backoff", "_bytes", "_far", "_idle", "_seq", "_wants", "bytes_in_flight", "hosts", "in_flight",
+        "message_bytes", "most_in_flight", "peers",
     )  # fmt: skip
 
     def __init__(self) -> None:
         #: Where this worker listens: peers there are asked before others.
         self.hosts: frozenset[str] = frozenset()
+        self.message_bytes, self.most_in_flight = MESSAGE_BYTES, BYTES_IN_FLIGHT
         self._far: dict[str, bool] = {}
         #: Bytes that are expected, over all and by peer.
         self.bytes_in_flight = 0
@@ -55,6 +57,11 @@ class Fetcher:
         self._backoff: dict[str, tuple[float, float]] = {}
         self._seq = 0
 
+    def limit(self, nbytes: int) -> None:
+        """Have no more than ``nbytes`` on the way at the same time, but for single values that are larger."""
+        self.most_in_flight = min(BYTES_IN_FLIGHT, nbytes)
+        self.message_bytes = min(MESSAGE_BYTES, nbytes)
+
     def want(self, record: KeyRecord) -> None:
         """``record`` entered ``fetch``: put it on the list of each of its holders."""
         self._seq += 1
@@ -66,7 +73,7 @@ class Fetcher:
     def plan(self, now: float) -> Iterator[tuple[Fetch, list[KeyRecord]]]:
         """Yield transfers to begin; the caller advances the records of one before it asks for the next."""
         for peer in sorted(self._idle, key=self._is_far) if len(self._idle) > 1 else tuple(self._idle):
-            if len(self.in_flight) >= TRANSFERS or self.bytes_in_flight >= BYTES_IN_FLIGHT:
+            if len(self.in_flight) >= TRANSFERS or self.bytes_in_flight >= self.most_in_flight:
                 break
             pause = self._backoff.get(peer)
             if pause is not None and now < pause[0]:
@@ -80,7 +87,7 @@ class Fetcher:
             self._bytes[peer] = size = sum(max(record.nbytes, 0) for record in records)
             self.bytes_in_flight += size
             keys = [record.key for record in records]
-            yield Fetch(peer, self.peers.get(peer, []), keys, MESSAGE_BYTES), records
+            yield Fetch(peer, self.peers.get(peer, []), keys, self.message_bytes), records
 
     def _is_far(self, peer: str) -> bool:
         """Whether ``peer`` is on another host."""
@@ -98,7 +105,7 @@ class Fetcher:
             if record.replica is not ReplicaState.FETCH or peer not in record.holders or record in picked:
                 heappop(heap)
                 continue
-            if picked and size + record.nbytes > MESSAGE_BYTES:
+            if picked and size + record.nbytes > self.message_bytes:
                 break
             heappop(heap)
             picked[record] = None
