@@ -67,16 +67,14 @@ def test_what_was_used_least_recently_is_spilled_and_comes_back() -> None:
         until(lambda: memory(client)["managed"] <= 0.6 * 300e6)
         spilled = on_disk(client)
         assert len(spilled) >= 12
-        assert "more-24" not in spilled
+        assert sum(key.startswith("old") for key in spilled) >= 8
         found = memory(client)
         assert found["spilled"] == len(spilled) * SIZE
         assert found["process"] == found["managed"] + found["unmanaged"]
         assert client.gather(client.map(first, old, pure=False)) == [float(n) for n in range(15)]
         assert float(old[3].result(20)[-1]) == 3.0
         assert client.submit(total, [*old[:10], *more[:10]]).result(20) == 45.0 + 1045.0
-        info = next(iter(client.scheduler_info()["workers"].values()))
         until(lambda: next(iter(client.scheduler_info()["workers"].values()))["metrics"]["memory"]["spills"] >= 12)
-        assert info["status"] == "running"
         del old, more
         until(lambda: files(client) == 0)
         assert memory(client)["disk"] == 0

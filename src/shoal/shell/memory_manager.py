@@ -28,6 +28,8 @@ logger = logging.getLogger("shoal.worker.memory")
 TRY_AGAIN = 5.0
 #: Bytes spilled after which the allocator is asked to give memory back.
 _TRIM = 64 << 20
+#: Bytes a second at which memory can be taken, at most; seconds between two looks, at least.
+_GROWTH, _SHORTEST = 4e9, 0.01
 _PREFIX = "distributed.worker.memory."
 
 
@@ -89,8 +91,14 @@ class MemoryManager:
 
         Called in the threads of tasks.
         """
-        if self._thread is not None and self.over_target and not self._is_failing():
+        if not self.over_target or self._thread is None:
+            return
+        if not self._is_failing():
             self._try(lambda: self._spill_while(lambda: self.over_target))
+        if self.pause and not self.paused and resident_bytes() > self.pause * self.memory_limit:
+            looked = threading.Event()
+            self._loop.call_soon_threadsafe(self._look, looked)
+            looked.wait(self.interval)  # or this thread would begin another task meanwhile
 
     @property
     def over_target(self) -> bool:
@@ -98,6 +106,13 @@ class MemoryManager:
         return bool(self.target) and self.store.managed > self.target * self.memory_limit
 
     def _sample(self) -> None:
+        used = self._look()
+        left = self.pause * self.memory_limit - used if self.pause else self.memory_limit
+        pause = min(self.interval, max(_SHORTEST, left / _GROWTH))
+        self._timer = self._loop.call_later(pause, self._sample)
+
+    def _look(self, looked: threading.Event | None = None) -> int:
+        """Do what the memory of the process asks for; return its bytes."""
         used = resident_bytes()
         limit = self.memory_limit
         if self._thread is not None and (self.over_target or (self.spill and used > self.spill * limit)):
@@ -105,7 +120,9 @@ class MemoryManager:
         if self.pause and (used > self.pause * limit) != self.paused:
             self.paused = not self.paused
             self._on_pressure(self.paused, self._describe(used))
-        self._timer = self._loop.call_later(self.interval, self._sample)
+        if looked is not None:
+            looked.set()
+        return used
 
     def _describe(self, used: int) -> str:
         how = "over" if self.paused else "under"
