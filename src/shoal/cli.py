@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -26,8 +28,8 @@ def main() -> None:
     print_from(logging.INFO)
 
 
-def _serve(make: Callable[[], Server]) -> None:
-    """Run a server until it has finished, or SIGINT or SIGTERM comes."""
+def _serve(make: Callable[[], list[Server]], pid_file: Path | None = None) -> None:
+    """Run servers until one has finished, or SIGINT or SIGTERM comes; all are closed then."""
 
     async def serve() -> None:
         from shoal.programs.servers import run_until
@@ -40,66 +42,167 @@ def _serve(make: Callable[[], Server]) -> None:
     from shoal.shell.loops import new_event_loop
 
     try:
-        with asyncio.Runner(loop_factory=new_event_loop) as runner:
+        with _pid_file(pid_file), asyncio.Runner(loop_factory=new_event_loop) as runner:
             runner.run(serve())
-    except ShoalError as error:
+    except (ShoalError, TimeoutError) as error:
         raise click.ClickException(str(error)) from error
 
 
-@main.command()
+@contextmanager
+def _pid_file(path: Path | None) -> Iterator[None]:
+    if path is None:
+        yield
+        return
+    try:
+        path.write_text(f"{os.getpid()}\n")
+    except OSError as error:
+        raise click.BadParameter(f"cannot write {path}: {error.strerror}", param_hint="--pid-file") from error
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+
+
+_preload = click.option(
+    "--preload", multiple=True, help="Module, file or source text to run at the start; may be given more than once."
+)
+_preload_argv = click.argument("preload_argv", nargs=-1, type=click.UNPROCESSED)
+_pid_file_option = click.option("--pid-file", type=click.Path(path_type=Path), help="Write the process id here.")
+
+
+@main.command(context_settings={"ignore_unknown_options": True})
 @click.option("--host", default="127.0.0.1", show_default=True, help="Where to listen; 0.0.0.0 for every interface.")
 @click.option("--port", default=8786, show_default=True, type=click.IntRange(0, 65535), help="0 for any free port.")
 @click.option("--scheduler-file", type=click.Path(path_type=Path), help="Write address and secret here (mode 0600).")
-def scheduler(host: str, port: int, scheduler_file: Path | None) -> None:
-    """Run a scheduler until SIGINT or SIGTERM."""
+@_pid_file_option
+@_preload
+@_preload_argv
+def scheduler(
+    host: str,
+    port: int,
+    scheduler_file: Path | None,
+    pid_file: Path | None,
+    preload: tuple[str, ...],
+    preload_argv: tuple[str, ...],
+) -> None:
+    """Run a scheduler until SIGINT or SIGTERM. PRELOAD_ARGV are for the preloads."""
     from shoal.programs.servers import Scheduler
 
-    _serve(lambda: Scheduler(host=host, port=port, scheduler_file=scheduler_file))
+    options = _preloads(preload, preload_argv)
+    _serve(lambda: [Scheduler(host=host, port=port, scheduler_file=scheduler_file, **options)], pid_file)
 
 
-@main.command()
+@main.command(context_settings={"ignore_unknown_options": True})
 @click.argument("address", required=False)
-@click.option("--scheduler-file", type=click.Path(path_type=Path), help="Find the scheduler by this file.")
+@_preload_argv
+@click.option("--scheduler-file", type=click.Path(path_type=Path), help="Find the scheduler by this file, also later.")
 @click.option("--nthreads", type=click.IntRange(1), help="Threads; as many as there are processors by default.")
+@click.option("--nworkers", default=1, show_default=True, type=click.IntRange(1), help="Workers, each with its nanny.")
 @click.option("--memory-limit", default="auto", show_default=True, help="Bytes, '4 GiB', a fraction, 'auto' or 0.")
-@click.option("--name", help="The worker's name.")
+@click.option("--name", help="The worker's name; a number is appended where there are more.")
 @click.option("--resources", default="", help="Abstract resources, as 'GPU=2 MEM=10e9'.")
 @click.option("--executors", default="", help="Further pools of threads, as 'io=4'.")
-@click.option("--host", default="127.0.0.1", show_default=True, help="Where the worker listens.")
-@click.option("--worker-port", default=0, show_default=True, type=click.IntRange(0, 65535), help="0 for any free port.")
+@click.option("--host", help="Where the worker listens; the address from which the scheduler is reached by default.")
+@click.option("--interface", help="Network interface, as eth0, in place of --host.")
+@click.option("--protocol", help="tcp.")
+@click.option("--worker-port", help="Port, or 9000:9100; any free one by default.")
+@click.option("--nanny-port", help="Accepted; nannies need no port.")
+@click.option("--listen-address", help="Where to listen, whole: tcp://host:port.")
+@click.option("--contact-address", help="What others are told, where that is another address.")
+@click.option("--local-directory", type=click.Path(path_type=Path), help="Where scratch directories are made.")
+@click.option("--death-timeout", help="How long to try to find the scheduler before giving up, as '60s'.")
+@click.option("--worker-class", help="A subclass of shoal.Worker, as package.module.Class.")
 @click.option("--nanny/--no-nanny", default=True, show_default=True, help="Supervise the worker process.")
+@click.option("--reconnect/--no-reconnect", default=True, show_default=True, help="Start another when one has ended.")
+@click.option("--validate/--no-validate", default=None, help="Check every invariant at every step.")
+@click.option("--preload-nanny", multiple=True, help="As --preload, in the nanny.")
+@_pid_file_option
+@_preload
 def worker(
     address: str | None,
+    preload_argv: tuple[str, ...],
     scheduler_file: Path | None,
     nthreads: int | None,
+    nworkers: int,
     memory_limit: str,
     name: str | None,
     resources: str,
     executors: str,
-    host: str,
-    worker_port: int,
+    host: str | None,
+    interface: str | None,
+    protocol: str | None,
+    worker_port: str | None,
+    nanny_port: str | None,
+    listen_address: str | None,
+    contact_address: str | None,
+    local_directory: Path | None,
+    death_timeout: str | None,
+    worker_class: str | None,
     nanny: bool,
+    reconnect: bool,
+    validate: bool | None,
+    preload_nanny: tuple[str, ...],
+    pid_file: Path | None,
+    preload: tuple[str, ...],
 ) -> None:
-    """Run a worker for the scheduler at ADDRESS until SIGINT or SIGTERM."""
+    """Run a worker for the scheduler at ADDRESS until SIGINT or SIGTERM. PRELOAD_ARGV are for the preloads."""
+    from shoal import config
     from shoal.programs.joining import Worker
     from shoal.programs.nannies import Nanny
 
-    kind = Nanny if nanny else Worker
-    amounts = _parse_amounts(resources, "--resources")
-    pools = {pool: int(size) for pool, size in _parse_amounts(executors, "--executors").items()}
-    _serve(
-        lambda: kind(
-            address,
-            scheduler_file=scheduler_file,
-            nthreads=nthreads,
-            name=name,
-            memory_limit=memory_limit,
-            resources=amounts,
-            executors=pools,
-            host=host,
-            port=worker_port,
-        )
-    )
+    kind = Worker if worker_class is None else _load_class(worker_class)
+    threads = nthreads or max(1, config.cpu_count() // nworkers)
+    if scheduler_file is not None and address is not None:
+        preload_argv = (address, *preload_argv)
+        address = None
+    options: dict[str, Any] = {
+        "scheduler_file": scheduler_file,
+        "nthreads": threads,
+        "memory_limit": memory_limit,
+        "resources": _parse_amounts(resources, "--resources") or None,
+        "executors": {pool: int(size) for pool, size in _parse_amounts(executors, "--executors").items()},
+        "host": host,
+        "interface": interface,
+        "protocol": protocol,
+        "listen_address": listen_address,
+        "contact_address": contact_address,
+        "local_directory": local_directory,
+        "death_timeout": death_timeout,
+        "validate": validate,
+        **_preloads(preload, preload_argv),
+    }
+    if not nanny:
+        given = {"--nworkers": nworkers > 1, "--preload-nanny": preload_nanny, "--nanny-port": nanny_port}
+        for option, used in {**given, "--no-reconnect": not reconnect}.items():
+            if used:
+                raise click.UsageError(f"{option} needs a nanny: leave --no-nanny away")
+        _serve(lambda: [kind(address, name=name, port=worker_port, **options)], pid_file)
+        return
+    for_nanny: dict[str, Any] = {
+        "worker_port": worker_port,
+        "port": nanny_port,
+        "worker_class": None if worker_class is None else kind,
+        "reconnect": reconnect,
+        "preload_nanny": list(preload_nanny) or None,
+    }
+    names = [name if nworkers == 1 or name is None else f"{name}-{number}" for number in range(nworkers)]
+    _serve(lambda: [Nanny(address, name=each, **options, **for_nanny) for each in names], pid_file)
+
+
+def _preloads(names: tuple[str, ...], arguments: tuple[str, ...]) -> dict[str, Any]:
+    if arguments and not names:
+        raise click.UsageError(f"no such option or argument: {' '.join(arguments)}")
+    return {"preload": list(names) or None, "preload_argv": list(arguments) or None}
+
+
+def _load_class(path: str) -> Any:
+    from importlib import import_module
+
+    module, _, name = path.rpartition(".")
+    try:
+        return getattr(import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise click.BadParameter(f"{path!r} cannot be imported: {error}", param_hint="--worker-class") from error
 
 
 def _parse_amounts(text: str, option: str) -> dict[str, float]:

@@ -9,7 +9,7 @@
     ├── SerializationError (TypeError)       a function, argument or result that cannot travel
     ├── LinkError (OSError)                  a peer's or the network's fault
     │   ├── LinkClosedError
-    │   ├── ConnectError                     nobody answered: says what was tried, and for how long
+    │   ├── ConnectError (TimeoutError)      nobody answered: says what was tried, and for how long
     │   └── HandshakeError                   version, secret or role were refused; retrying is useless
     ├── TaskError
     │   ├── KilledWorker                     the workers that ran the task died
@@ -63,8 +63,8 @@ class LinkClosedError(LinkError):
     """The connection was closed while an answer was awaited."""
 
 
-class ConnectError(LinkError):
-    """Nobody could be reached at an address."""
+class ConnectError(LinkError, TimeoutError):
+    """Nobody could be reached at an address in time."""
 
 
 class HandshakeError(LinkError):

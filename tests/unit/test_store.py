@@ -38,6 +38,7 @@ def test_the_least_recently_used_goes_first_and_comes_back(tmp_path: Path) -> No
     assert store.evict() is None
     assert store.disk.written == written + 3, "what was on disk already was written again"
     assert serialize.loads(store.dump("k2"))[0] == 2
+    del held
     store.close()
     assert list((tmp_path / "spilled").iterdir()) == []
     assert store.disk.used == 0

@@ -192,11 +192,14 @@ class NannyProgram:
         Raises
         ------
         StartError
-            If the nanny gave up, or is closed.
+            If the nanny gave up, or is closed, or there is to be none.
         """
-        await self._until(lambda: self._is_up() or self.finished.is_set())
+        core = self.core
+        await self._until(
+            lambda: self._is_up() or self.finished.is_set() or (core.state is ChildState.DOWN and not core.wish_is_up)
+        )
         if not self._is_up():
-            raise StartError(self.reason or self.core.failure)
+            raise StartError(self.reason or core.failure or "the worker was killed meanwhile")
 
     def _is_up(self) -> bool:
         return self.core.state is ChildState.UP and self._up.is_set()
@@ -227,8 +230,10 @@ class NannyProgram:
 
         Returns once it is gone and joined, and the scheduler was told.
         """
+        core, before = self.core, self.core.incarnation
         self._push(Command("kill", reason, _seconds(timeout)))
-        await self._until(lambda: self.core.state in (ChildState.DOWN, ChildState.GIVEN_UP))
+        gone = (ChildState.DOWN, ChildState.BACKOFF, ChildState.GIVEN_UP)
+        await self._until(lambda: core.state in gone or core.incarnation > before)
 
     async def restart(self, timeout: float = 30.0, reason: str = "") -> Any:
         """Replace the worker process.
@@ -247,7 +252,7 @@ class NannyProgram:
                     lambda: (
                         (self.core.incarnation > before and self._is_up())
                         or self.finished.is_set()
-                        or self.core.state is ChildState.DOWN
+                        or (self.core.state is ChildState.DOWN and not self.core.wish_is_up)
                     )
                 )
         except TimeoutError:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any, Self
@@ -160,10 +160,21 @@ class Scheduler(Server):
         await super()._end(reason)
 
 
-async def run_until(server: Server, ended: asyncio.Event) -> None:
-    """Start ``server``, and close it when it has finished or ``ended`` is set."""
-    async with server:
-        waits = {asyncio.ensure_future(ended.wait()), asyncio.ensure_future(server.finished())}
-        _, pending = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-        for wait in pending:
+async def run_until(servers: Sequence[Server], ended: asyncio.Event) -> None:
+    """Start ``servers`` together, and close all when one has finished or ``ended`` is set."""
+    starting = asyncio.ensure_future(asyncio.gather(*(server.start() for server in servers)))
+    over = asyncio.ensure_future(ended.wait())
+    waits: set[asyncio.Future[Any]] = {starting, over}
+    try:
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        if not starting.done():
+            starting.cancel()
+            return
+        await starting
+        waits |= {asyncio.ensure_future(server.finished()) for server in servers}
+        await asyncio.wait(waits - {starting}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for wait in waits:
             wait.cancel()
+        await asyncio.gather(starting, return_exceptions=True)
+        await asyncio.gather(*(server.close() for server in servers))

@@ -127,6 +127,11 @@ class NannyCore:
                     self._on_due(now)
         return self._effects
 
+    @property
+    def wish_is_up(self) -> bool:
+        """Whether there is to be a worker."""
+        return self.wish is Wish.UP
+
     def deadline(self) -> float | None:
         """When :meth:`handle` is to be called even if nothing happens."""
         return self._due
