@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet -c constraints.txt
 
-.PHONY: help demo test lint bench sim clean
+.PHONY: help demo test lint bench sim soak clean
 
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -31,6 +31,9 @@ lint: .stamp-lint  ## style, types and layers
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
+
+soak: .stamp-test  ## ten minutes of graphs while workers are ended in every way
+	$(BIN)/python tools/soak.py --minutes 10 $(ARGS)
 
 sim: .stamp-test  ## ten thousand simulated clusters
 	$(BIN)/shoal sim --seeds 0:10000 $(ARGS)
