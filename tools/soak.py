@@ -165,7 +165,7 @@ def soak(args: argparse.Namespace) -> dict[str, Any]:
         chaos.join()
         client.restart()
         time.sleep(1)
-        found = client.run_on_scheduler(_supervision)
+        found = client.scheduler_info()
         ended_with = descriptors(cluster.scheduler_pid)
         directories = len(list(space().glob("nanny-*/worker-*")))
     recoveries = [seconds for nanny in found["nannies"].values() for seconds in nanny["recoveries"]]
@@ -190,12 +190,6 @@ def soak(args: argparse.Namespace) -> dict[str, Any]:
         "descriptors of the head": [began_with, ended_with],
         "left behind": {what: things for what, things in left.items() if things},
     }
-
-
-def _supervision(dask_scheduler: Any) -> Any:
-    from shoal.core.scheduler import info
-
-    return info.supervision(dask_scheduler.core)
 
 
 if __name__ == "__main__":

@@ -85,7 +85,7 @@ def test_the_error_says_how_the_workers_died_and_what_ran_beside(how: str, tmp_p
         died = [msg for _, msg in client.get_events("all") if msg["action"] == "worker-died"]
         assert [msg["cause"] for msg in died] == [cause, cause]
         assert set(died[0]["running"]) == {"culprit", "innocent"}
-        found = client.run_on_scheduler(supervision)
+        found = client.scheduler_info()
         assert found["deaths"] == {cause: 2}
         (nanny,) = found["nannies"].values()
         assert (nanny["restarts"], len(nanny["recoveries"])) == (2, 2)
@@ -95,18 +95,16 @@ def test_the_error_says_how_the_workers_died_and_what_ran_beside(how: str, tmp_p
             assert "my last words" in told
 
 
-def supervision(dask_scheduler: Any) -> Any:
-    from shoal.core.scheduler import info
-
-    return info.supervision(dask_scheduler.core)
-
-
 def random_numbers() -> tuple[float, float]:
     import random
 
     import numpy as np
 
     return random.random(), float(np.random.random())
+
+
+def is_imported(name: str) -> bool:
+    return name in sys.modules
 
 
 def variable(name: str) -> str | None:
@@ -125,9 +123,11 @@ def test_each_way_to_start_a_process(method: str) -> None:
     """It works, comes back after a death, has its environment, its title and its own random numbers."""
     with (
         dask.config.set({"distributed.worker.multiprocessing-method": method}),
+        dask.config.set({"shoal.nanny.fork-imports": ["wave"]}),
         LocalCluster(n_workers=2, threads_per_worker=1, env={"SHOAL_TEST": 1}) as cluster,
         Client(cluster) as client,
     ):
+        assert set(client.run(is_imported, "wave").values()) == {method == "forkserver"}
         if method != "fork":
             assert set(client.run(at_exec, "OMP_NUM_THREADS").values()) == {"1"}
             assert set(client.run(at_exec, "SHOAL_TEST").values()) == {"1"}
@@ -199,7 +199,7 @@ def test_n4_a_wedged_worker_is_noticed_and_replaced(wedge: str, tmp_path: Path) 
                 client.submit(hold_the_gil, str(tmp_path / "in")).result(60)
             after = client.submit(pid, pure=False)
         assert after.result(60) != number
-        assert client.run_on_scheduler(supervision)["deaths"] == {"silent": 1}
+        assert client.scheduler_info()["deaths"] == {"silent": 1}
 
 
 def test_what_a_crash_leaves_is_removed_by_whoever_starts_next() -> None:
@@ -230,3 +230,51 @@ def test_c2_a_worker_that_says_why_it_cannot_start_and_ends_at_once_is_quoted(tm
         pytest.raises(StartError, match=r"failed to start 2 times in a row.*no_such_module_at_all"),
     ):
         LocalCluster(n_workers=1)
+
+
+def test_c20_a_cluster_is_closed_while_its_workers_break() -> None:
+    """Nothing hangs, nothing is left."""
+    for _ in range(3):
+        cluster = LocalCluster(n_workers=3, threads_per_worker=1)
+        with Client(cluster) as client:
+            workers = list(client.run(os.getpid).values())
+            futures = client.map(inc, range(50))
+            for number in workers:
+                os.kill(number, signal.SIGKILL)
+            cluster.close()
+        assert not any(psutil.pid_exists(number) for number in workers)
+        del futures
+
+
+def test_n9_a_machine_that_was_suspended() -> None:
+    """All of its processes stop for longer than ``worker-ttl`` and go on: nobody is taken for dead."""
+    with (
+        dask.config.set({"distributed.scheduler.worker-ttl": "1s"}),
+        LocalCluster(n_workers=2, threads_per_worker=1) as cluster,
+        Client(cluster) as client,
+    ):
+        assert cluster.scheduler_pid is not None
+        before = client.run(os.getpid)
+        futures = client.map(inc, range(10))
+        head = psutil.Process(cluster.scheduler_pid)
+        processes = [head, *head.children(recursive=True)]
+        for process in processes:
+            process.suspend()
+        time.sleep(2.5)
+        for process in reversed(processes):
+            process.resume()
+        assert client.gather(futures) == list(range(1, 11))
+        time.sleep(1.5)
+        assert client.run(os.getpid) == before
+
+
+def test_c7_a_worker_that_does_not_end_when_it_is_told_is_killed(tmp_path: Path) -> None:
+    """And there is never a second one beside it."""
+    cluster = LocalCluster(n_workers=1, threads_per_worker=1)
+    with Client(cluster) as client:
+        number = client.submit(pid, pure=False).result(20)
+        stuck = client.submit(hold_the_gil, str(tmp_path / "in"))
+        until((tmp_path / "in").exists)
+        cluster.close()
+        del stuck
+    assert not psutil.pid_exists(number)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Final
 
 from shoal.core.scheduler import explain
-from shoal.core.scheduler.roster import WorkerRecord
+from shoal.core.scheduler.roster import NannyRecord, WorkerRecord
 from shoal.core.scheduler.snapshot import save
 from shoal.core.scheduler.task import Task, TaskState
 from shoal.errors import UsageError
@@ -47,7 +47,7 @@ def _tasks(core: SchedulerCore, keys: Iterable[str] | None) -> Iterable[Task]:
 
 
 def identity(core: SchedulerCore, n_workers: int = -1) -> dict[str, Any]:
-    """Who the scheduler is and which workers it has."""
+    """Who the scheduler is, which workers it has, how workers ended (by cause), and its nannies by name."""
     workers = list(core.state.workers.values())
     if n_workers >= 0:
         workers = workers[:n_workers]
@@ -60,6 +60,20 @@ def identity(core: SchedulerCore, n_workers: int = -1) -> dict[str, Any]:
         "total_memory": sum(w.memory_limit for w in core.state.workers.values()),
         "workers": {w.address: worker_identity(core, w) for w in workers},
         "deaths": dict(core.deaths),
+        "nannies": {nanny.name: nanny_identity(core, nanny) for nanny in core.state.nannies.values()},
+    }
+
+
+def nanny_identity(core: SchedulerCore, nanny: NannyRecord) -> dict[str, Any]:
+    """How the workers of a nanny ended, by cause, and seconds from each death until the next worker was there."""
+    return {
+        "host": nanny.host,
+        "pid": nanny.pid,
+        "worker": core.state.workers[nanny.worker].address if nanny.worker in core.state.workers else None,
+        "restarts": nanny.restarts,
+        "deaths": dict(nanny.deaths),
+        "last_death": nanny.last_death,
+        "recoveries": list(nanny.recoveries),
     }
 
 
@@ -126,23 +140,6 @@ def put_targets(core: SchedulerCore, workers: list[str] | None = None) -> list[l
     """Workers that may be given data, the emptiest first: id, addresses, threads."""
     usable = sorted((w for w in _workers(core, workers) if w.running), key=lambda w: (w.nbytes, w.id))
     return [[w.id, w.addresses, w.nthreads] for w in usable]
-
-
-def supervision(core: SchedulerCore) -> dict[str, Any]:
-    """How often worker processes ended, by cause; how often each nanny started another, and how long that took."""
-    nannies = {
-        nanny.name: {
-            "host": nanny.host,
-            "pid": nanny.pid,
-            "worker": core.state.workers[nanny.worker].address if nanny.worker in core.state.workers else None,
-            "restarts": nanny.restarts,
-            "deaths": dict(nanny.deaths),
-            "last_death": nanny.last_death,
-            "recoveries": list(nanny.recoveries),
-        }
-        for nanny in core.state.nannies.values()
-    }
-    return {"deaths": dict(core.deaths), "nannies": nannies}
 
 
 def events(core: SchedulerCore, topic: str | None = None) -> Any:
@@ -217,7 +214,6 @@ QUESTIONS: Final[dict[str, Callable[..., Any]]] = {
     "prefixes": prefixes,
     "task_stream": task_stream,
     "events": events,
-    "supervision": supervision,
     "snapshot": snapshot,
     "story": story,
     "why": why,
