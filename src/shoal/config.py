@@ -276,19 +276,25 @@ def system_memory() -> int:
     return min([total, *(limit for limit in limits if limit > 0)])
 
 
-def _read_cgroups(name: str, controller: str, old_name: str) -> list[str]:
+def _read_cgroups(
+    name: str,
+    controller: str,
+    old_name: str,
+    proc: Path = Path("/proc/self/cgroup"),
+    top: Path = Path("/sys/fs/cgroup"),
+) -> list[str]:
     """What a file of this process's control group says, and of all groups above it (of version 2, or of version 1)."""
     try:
-        lines = Path("/proc/self/cgroup").read_text().splitlines()
+        lines = proc.read_text().splitlines()
     except OSError:
         return []
     found = []
     for line in lines:
         _, controllers, group = line.split(":", 2)
         if not controllers:
-            root, file = Path("/sys/fs/cgroup"), name
+            root, file = top, name
         elif controller in controllers.split(","):
-            root, file = Path("/sys/fs/cgroup") / controller, old_name
+            root, file = top / controller, old_name
         else:
             continue
         path = root / group.lstrip("/")

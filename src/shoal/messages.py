@@ -707,6 +707,8 @@ class WorkerDied(Message):
     cause: str = ""
     peak: int = 0
     output: list[str] = msgspec.field(default_factory=list)
+    exitcode: int | None = None
+    signal: int | None = None
 
 
 class WorkerGaveUp(Message):

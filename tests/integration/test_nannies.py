@@ -18,7 +18,8 @@ import pytest
 
 from shoal import Client, Nanny, NannyPlugin, Scheduler, Worker
 from shoal.errors import ConfigurationError, ConnectError, StartError, UsageError
-from tests.integration.functions import inc, pid
+from tests.integration.functions import inc, pid, slow_inc
+from tests.integration.test_cuts import Proxy
 
 
 def run(coroutine: Coroutine[Any, Any, None], seconds: float = 60) -> None:
@@ -474,3 +475,73 @@ def test_what_a_scheduler_writes_is_json(tmp_path: Path) -> None:
             assert json.loads((tmp_path / "s.json").read_text())["address"] == scheduler.address
 
     run(work())
+
+
+def test_c12_a_cut_of_a_second_restarts_nobody() -> None:
+    """Neither the nanny nor its worker ends; what ran goes on."""
+
+    async def work() -> None:
+        async with (
+            Scheduler() as scheduler,
+            Proxy(scheduler.address) as proxy,
+            Nanny(proxy.address, nthreads=1) as nanny,
+            Client(scheduler.address, asynchronous=True) as client,
+        ):
+            before = nanny.pid
+            futures = client.map(slow_inc, range(40), pure=False)
+            await asyncio.sleep(0.1)
+            proxy.down = True
+            proxy.cut()
+            await asyncio.sleep(1.0)
+            proxy.down = False
+            assert await client.gather(futures) == list(range(1, 41))
+            assert nanny.pid == before
+            assert nanny.core.restarts == 0
+
+    run(work())
+
+
+def test_c16_a_restart_that_takes_longer_than_its_timeout_is_told_and_goes_on(tmp_path: Path) -> None:
+    """The worker is there a little later all the same."""
+
+    async def work() -> None:
+        async with (
+            Scheduler() as scheduler,
+            Nanny(scheduler.address, nthreads=1) as nanny,
+            Client(scheduler.address, asynchronous=True) as client,
+        ):
+            os.kill(nanny.pid, signal.SIGSTOP)
+            with pytest.raises(TimeoutError, match=r"did not come back within 0\.2 s"):
+                await client.restart(timeout=0.2)
+            assert await client.submit(inc, 1) == 2
+            os.kill(nanny.pid, signal.SIGSTOP)
+            assert await nanny.restart(timeout=0.1) == "timed out"
+            assert await nanny.instantiate() == "running"
+            assert await client.submit(inc, 2) == 3
+            os.kill(nanny.pid, signal.SIGSTOP)
+            name = nanny.name
+            assert await client.restart_workers([name], timeout=0.1, raise_for_error=False) == {name: "timed out"}
+            assert await client.submit(inc, 3) == 4
+
+    run(work())
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+def test_workers_run_on_the_event_loop_that_is_configured(loop: str) -> None:
+    """One that there is not is named."""
+
+    async def work() -> None:
+        async with (
+            Scheduler() as scheduler,
+            Nanny(scheduler.address, nthreads=1),
+            Client(scheduler.address, asynchronous=True) as client,
+        ):
+            (found,) = (await client.run(loop_name)).values()
+            assert found.startswith(loop)
+
+    with dask.config.set({"distributed.admin.event-loop": loop}):
+        run(work())
+
+
+async def loop_name() -> str:
+    return type(asyncio.get_running_loop()).__module__

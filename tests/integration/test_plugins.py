@@ -29,7 +29,7 @@ from shoal import (
 )
 from shoal.errors import UsageError
 from shoal.plugins.builtin import ForwardLoggingPlugin
-from tests.integration.functions import inc, pid
+from tests.integration.functions import inc, leave, pid
 from tests.integration.helpers import until
 
 
@@ -151,6 +151,9 @@ class Census(SchedulerPlugin):
     async def remove_worker(self, scheduler: Any, worker: str, *, stimulus_id: str, **kwargs: Any) -> None:
         self.write("remove", worker)
 
+    def worker_died(self, scheduler: Any, death: dict[str, Any]) -> None:
+        self.write("died", death["cause"], death["exitcode"], *death["running"])
+
     def add_client(self, scheduler: Any, client: str) -> None:
         self.write("client", client.split("-")[1])
 
@@ -182,6 +185,9 @@ def test_a_plugin_of_the_scheduler_hears_of_all(cluster: LocalCluster, client: C
     assert "processing-memory" in found
     assert "event-5" in found
     assert sum(line.startswith("remove-") for line in found) == 1
+    with pytest.raises(Exception, match="status 5"):
+        client.submit(leave, 5, key="leaver").result(60)
+    until(lambda: lines(path).count("died-exit-5-leaver") == 4)
     client.unregister_scheduler_plugin("census")
     assert lines(path)[-1] == "close"
     assert client.submit(inc, 5, key="more").result(20) == 6

@@ -131,3 +131,21 @@ def test_defaults_outlive_a_with_block_that_was_entered_before_they_were_read() 
         "assert env['MALLOC_TRIM_THRESHOLD_'] == '65536'\n"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_limits_of_control_groups_and_of_those_above_count(tmp_path: Path) -> None:
+    """Of version 2 and of version 1; a group that cannot be seen (in a container) is passed over."""
+    proc, top = tmp_path / "cgroup", tmp_path / "sys"
+    inner = top / "outer" / "inner"
+    inner.mkdir(parents=True)
+    (inner / "memory.max").write_text("max\n")
+    (top / "outer" / "memory.max").write_text("1000\n")
+    old = top / "memory" / "docker"
+    old.mkdir(parents=True)
+    (old / "memory.limit_in_bytes").write_text("2000\n")
+    proc.write_text("0::/outer/inner\n5:cpu,memory:/docker\n3:cpuset:/x\n")
+    found = config._read_cgroups("memory.max", "memory", "memory.limit_in_bytes", proc, top)
+    assert sorted(found) == ["1000", "2000", "max"]
+    proc.write_text("0::/../../elsewhere\n")
+    assert config._read_cgroups("memory.max", "memory", "memory.limit_in_bytes", proc, top) == []
+    assert config._read_cgroups("memory.max", "memory", "x", tmp_path / "none", top) == []

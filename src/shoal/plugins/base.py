@@ -85,7 +85,14 @@ class SchedulerPlugin:
         """A worker joined; may be async."""
 
     def remove_worker(self, scheduler: Any, worker: str, *, stimulus_id: str, **kwargs: Any) -> Any:
-        """A worker left; may be async."""
+        """A worker left; may be async. ``kwargs`` has ``reason`` and ``expected``."""
+
+    def worker_died(self, scheduler: Any, death: dict[str, Any]) -> Any:
+        """A nanny tells how its worker process ended; may be async.
+
+        ``death`` has ``worker`` (its address), ``name``, ``cause``, ``reason``, ``exitcode``, ``signal``, ``running``
+        (the keys in its threads), ``peak`` (bytes), ``output`` (its last words) and ``restarting``.
+        """
 
     def add_client(self, scheduler: Any, client: str) -> None:
         """A client connected."""
@@ -103,8 +110,8 @@ class SchedulerPlugin:
 
 #: The hooks that are called while a scheduler runs.
 HOOKS = (
-    "update_graph", "restart", "transition", "add_worker", "remove_worker", "add_client", "remove_client",
-    "valid_workers_downscaling", "log_event",
+    "update_graph", "restart", "transition", "add_worker", "remove_worker", "worker_died", "add_client",
+    "remove_client", "valid_workers_downscaling", "log_event",
 )  # fmt: skip
 
 

@@ -224,7 +224,9 @@ class SchedulerProgram:
                 stimulus_id=stimulus,
             )
         elif hook == "remove_worker":
-            self._wait_for(notify(hook, public, *effect.args, stimulus_id=self.core.state.stimulus))
+            worker, reason, expected = effect.args
+            stimulus = self.core.state.stimulus
+            self._wait_for(notify(hook, public, worker, stimulus_id=stimulus, reason=reason, expected=expected))
         else:
             self._wait_for(notify(hook, public, *effect.args))
 

@@ -7,14 +7,30 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+from shoal import config
+from shoal.errors import ConfigurationError
+
 
 def new_event_loop() -> asyncio.AbstractEventLoop:
-    """Return a new event loop."""
-    try:
-        import uvloop
-    except ImportError:
-        return asyncio.new_event_loop()
-    return uvloop.new_event_loop()
+    """Return a new event loop of the kind that ``distributed.admin.event-loop`` names.
+
+    Raises
+    ------
+    ConfigurationError
+        If there is no such kind here.
+    """
+    kind = str(config.get("distributed.admin.event-loop", "auto"))
+    if kind not in ("auto", "uvloop", "asyncio", "tornado"):
+        raise ConfigurationError(f"distributed.admin.event-loop must be auto, uvloop or asyncio, got {kind!r}")
+    if kind in ("auto", "uvloop"):
+        try:
+            import uvloop
+
+            return uvloop.new_event_loop()
+        except ImportError as error:
+            if kind == "uvloop":
+                raise ConfigurationError("distributed.admin.event-loop is uvloop, which is not installed") from error
+    return asyncio.new_event_loop()
 
 
 async def in_thread(function: Callable[..., Any], *args: Any) -> Any:

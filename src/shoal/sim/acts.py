@@ -26,7 +26,8 @@ WEIGHTS: Final = {
     "crash": 3, "join": 3, "cut": 2, "interruption": 4, "half-open link": 1, "slow worker": 2, "slow link": 2,
     "deaf worker": 2, "forgetful worker": 2, "stopped worker": 2, "lost heartbeats": 1, "pause": 3, "memory": 1,
     "nanny restart": 1, "nanny death": 1, "release": 4, "cancel": 3, "resubmit": 4, "retry": 2,
-    "changes of mind": 4, "vanish": 1, "restart": 1, "redefine": 5,
+    "changes of mind": 4, "vanish": 1, "restart": 1, "redefine": 5, "restart of some": 2, "nanny orders": 2,
+    "nanny leaves": 1,
 }  # fmt: skip
 
 
@@ -183,6 +184,12 @@ def _restart(world: World, client: ClientNode, rng: Random, some: list[str]) -> 
     return True
 
 
+def _restart_some(world: World, client: ClientNode, rng: Random, some: list[str]) -> bool:
+    names = [worker.name for worker in world.workers.values()]
+    client.restart([*rng.sample(names, min(len(names), 2)), *(["nobody"] if rng.random() < 0.2 else [])])
+    return bool(names)
+
+
 def _change_mind(world: World, client: ClientNode, rng: Random, some: list[str]) -> bool:
     """Let go of keys and want them again, several times in a short while."""
     if some:
@@ -217,6 +224,7 @@ _BY_USERS: Final[dict[str, Callable[[World, ClientNode, Random, list[str]], bool
     "retry": _retry,
     "vanish": _vanish,
     "restart": _restart,
+    "restart of some": _restart_some,
     "changes of mind": _change_mind,
     "redefine": _redefine,
 }
@@ -318,6 +326,24 @@ def _restart_one(world: World, worker: WorkerNode, rng: Random) -> bool:
     return worker.nanny is not None
 
 
+def _order(world: World, worker: WorkerNode, rng: Random) -> bool:
+    """Several who own the nanny want different things, at once and a little later."""
+    nanny = worker.nanny
+    if nanny is not None:
+        for _ in range(rng.randint(1, 4)):
+            order = Command(rng.choice(["start", "restart", "kill"]), "ordered", rng.choice([0.0, 0.1, 10.0]))
+            world.after(rng.choice([0.0, 0.0, 0.1, 0.5]), lambda order=order: nanny.tell(order))  # type: ignore[misc]
+    return nanny is not None
+
+
+def _leave(world: World, worker: WorkerNode, rng: Random) -> bool:
+    """The nanny is not to bring its worker back; the worker goes soon."""
+    if worker.nanny is not None:
+        worker.nanny.tell(Command("leave", "enough"))
+        world.after(rng.uniform(0.0, 0.5), lambda: world.crash(worker, "the end"))
+    return worker.nanny is not None
+
+
 def _nanny_dies(world: World, worker: WorkerNode, rng: Random) -> bool:
     if worker.nanny is not None:
         world.leave(worker.nanny)
@@ -339,4 +365,6 @@ _TO_WORKERS: Final[dict[str, Callable[[World, WorkerNode, Random], bool]]] = {
     "memory": _use_memory,
     "nanny restart": _restart_one,
     "nanny death": _nanny_dies,
+    "nanny orders": _order,
+    "nanny leaves": _leave,
 }

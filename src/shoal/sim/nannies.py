@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from shoal.core.effects import Effect, Send, Signal, Spawn, Stop
-from shoal.core.events import ChildExited, ChildFailed, ChildReady, Command, Event, MemorySample
+from shoal.core.events import ChildExited, ChildFailed, ChildReady, Command, Event, MemorySample, Received
 from shoal.core.nanny.reactor import NannyCore
-from shoal.messages import RegisterNanny
+from shoal.messages import RegisterNanny, RestartWorker
 
 if TYPE_CHECKING:
     from shoal.sim.network import Wire
@@ -30,6 +30,8 @@ class NannyNode:
         self.alive = True
         self.up: Wire | None = None
         self._booting = self._exited = 0
+        #: The last thing that anybody wanted of it.
+        self.wanted = "start"
 
     def register(self) -> None:
         """Say hello to the scheduler, and start a worker."""
@@ -40,9 +42,19 @@ class NannyNode:
     def tell(self, *events: Event) -> None:
         if not self.alive:
             return
+        for event in events:
+            self._note_wish(event)
         for effect in self.core.handle(events, self.world.now):
             self._perform(effect)
         self.world.wake_at(self.core.deadline(), self)
+
+    def _note_wish(self, event: Event) -> None:
+        orders = [event.what] if isinstance(event, Command) else []
+        if isinstance(event, Received) and any(isinstance(said, RestartWorker) for said in event.messages):
+            orders.append("restart")
+        for order in orders:
+            if self.wanted not in ("leave", "close"):
+                self.wanted = order
 
     def _perform(self, effect: Effect) -> None:
         match effect:
@@ -50,6 +62,9 @@ class NannyNode:
                 assert self.up is not None
                 self.up.send(effect.message)
             case Spawn():
+                wanted = self.wanted in ("start", "restart")
+                self.world.require(wanted, f"{self.name} starts a worker, and was told to {self.wanted}")
+                self.world.require(self.worker is None, f"{self.name} starts a second worker")
                 self._booting = effect.incarnation
                 self.world.after(self.world.random.uniform(0.01, 0.5), lambda: self._boot(effect.incarnation))
             case Signal() if effect.incarnation == self.core.incarnation:
@@ -59,7 +74,7 @@ class NannyNode:
                     self._booting = 0
                     self.exited(effect.incarnation, [])
             case Stop():
-                self.world.leave(self)
+                self.world.leave(self, suddenly=False)
 
     def _boot(self, incarnation: int) -> None:
         if not self.alive or self._booting != incarnation:

@@ -264,6 +264,9 @@ class ClientNode:
         self.alive = True
         #: What waits for keys here, by key and by who waits: called with whether it failed.
         self.waiting: dict[str, dict[str, Callable[[bool], None]]] = {}
+        #: Requests that the scheduler has not answered.
+        self.asked: set[int] = set()
+        self._rid = 0
 
     def register(self) -> None:
         assert self.up is not None
@@ -282,7 +285,9 @@ class ClientNode:
                         self.world.oracle.settled(self, record)
                         for call in list(self.waiting.get(record.key, {}).values()):
                             call(record.status is not FutureStatus.FINISHED)
-                case Answered() | Registered() | Log():
+                case Answered():
+                    self.asked = self.asked - {effect.rid} if effect.rid else set()
+                case Registered() | Log():
                     pass
 
     def hold(self, key: str) -> FutureRecord:
@@ -324,7 +329,10 @@ class ClientNode:
     def retry(self, keys: list[str]) -> None:
         self.tell(Said(Retry(keys)))
 
-    def restart(self) -> None:
-        """Forget all tasks and restart all workers."""
-        self.world.oracle.restarts()
-        self.tell(Said(Restart(1, 5.0)))
+    def restart(self, workers: list[str] | None = None) -> None:
+        """Forget all tasks and restart all workers; or restart some, and forget nothing."""
+        if workers is None:
+            self.world.oracle.restarts()
+        self._rid += 1
+        self.asked.add(self._rid)
+        self.tell(Said(Restart(self._rid, 5.0, True, workers)))

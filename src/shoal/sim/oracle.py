@@ -166,6 +166,7 @@ class Oracle:
     def check_wishes(self) -> None:
         """All that clients hold is done: with the right value, or for a cause."""
         for client in self.world.clients.values():
+            self.world.require(not client.asked, f"{client.name} was not answered: {client.asked}")
             for record in client.core.futures.values():
                 self.world.require(
                     not record.pending, f"{client.name} holds {record.key}, and it is still pending at the end"

@@ -12,14 +12,14 @@ from time import perf_counter
 from typing import Any
 
 from shoal.core.effects import CloseLink, Fetch, Log, Send
-from shoal.core.events import Due, Event, FetchDone, FetchFailed, LinkLost, LinkOpened, Received
+from shoal.core.events import Command, Due, Event, FetchDone, FetchFailed, LinkLost, LinkOpened, Received
 from shoal.core.scheduler.invariants import check
 from shoal.core.scheduler.reactor import SchedulerCore
 from shoal.core.scheduler.settings import Settings
 from shoal.core.worker.key import Goal
 from shoal.errors import InternalError, InvariantViolation
 from shoal.ids import WorkerId
-from shoal.messages import INBOUND, OUTBOUND, Compute, Finished, GivenBack, KeysRestarted, StealAnswer, WorkerDied
+from shoal.messages import INBOUND, OUTBOUND, Bye, Compute, Finished, GivenBack, KeysRestarted, StealAnswer, WorkerDied
 from shoal.messages import Options as TaskOptions
 from shoal.sim.acts import HOSTS, TROUBLE, Act, draw_acts, perform
 from shoal.sim.fates import Fates
@@ -265,10 +265,14 @@ class World:
             worker.nanny.exited(worker.incarnation, [] if clean else worker.running)
         self.after(self.random.uniform(*self.options.delay) * 2, lambda: self.lose(worker.name, "worker", reason))
 
-    def leave(self, nanny: NannyNode) -> None:
-        """A nanny ends, and its worker with it."""
+    def leave(self, nanny: NannyNode, suddenly: bool = True) -> None:
+        """A nanny ends, and its worker with it; if not suddenly, all that it said is heard first."""
         if nanny.alive:
             nanny.alive = False
+            if not suddenly and nanny.up is not None:
+                nanny.up.send(Bye("closed"))
+                self.nannies.pop(nanny.name, None)
+                return
             self.nannies.pop(nanny.name, None)
             if nanny.worker is not None:
                 self.crash(nanny.worker, "its nanny ended")
@@ -367,6 +371,8 @@ class World:
                 self.sever(worker)
                 self.lose(worker.name, "worker", "silent")
                 worker.tell(LinkLost("scheduler", "s", "silent"))
+        for nanny in list(self.nannies.values()):
+            nanny.tell(Command("start"))  # it may have been told to end its worker
         for host in HOSTS:
             known = [node for node in self.workers.values() if WorkerId(node.name) in self.scheduler.state.workers]
             if not any(node.host == host for node in (self.nannies.values() or known)):

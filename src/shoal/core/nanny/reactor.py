@@ -247,8 +247,9 @@ class NannyCore:
         self._advance(ChildEvent.EXIT if again else ChildEvent.EXIT_FOR_GOOD)
         self.deaths[cause.value] = self.deaths.get(cause.value, 0) + 1
         told = WorkerDied(
-            self.worker, reason, event.running, asked, again, self.address, cause.value, event.peak, event.output
-        )
+            self.worker, reason, event.running, asked, again, self.address, cause.value, event.peak, event.output,
+            event.exitcode, event.signal,
+        )  # fmt: skip
         self._effects.append(Send("", told))
         self._due = None
         self._died_at = now

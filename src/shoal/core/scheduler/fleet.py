@@ -290,7 +290,7 @@ class Fleet:
         self._answer_calls(self.calls.peer_lost(worker.id, f"worker {worker.name} left: {reason}"))
         self._effects.append(CloseLink(worker.id, reason))
         self._tell_of_worker(worker, "remove-worker", {"reason": reason, "expected": expected, "tasks": len(assigned)})
-        self._notify("remove_worker", worker.address)
+        self._notify("remove_worker", worker.address, reason, expected)
         if not expected and not has_nanny:
             self.deaths["lost"] = self.deaths.get("lost", 0) + 1
         if running is None and not expected and not has_nanny:

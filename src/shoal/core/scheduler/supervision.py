@@ -76,7 +76,7 @@ class Supervision(Fleet):
         told = {
             "action": "worker-died", "worker": address, "name": nanny.name, "cause": message.cause,
             "reason": message.reason, "running": message.running, "peak": message.peak, "output": message.output,
-            "restarting": message.restarting,
+            "restarting": message.restarting, "exitcode": message.exitcode, "signal": message.signal,
         }  # fmt: skip
         self.topics.log(["all", address] if address else "all", told)
         if message.cause == "memory":
@@ -86,6 +86,7 @@ class Supervision(Fleet):
         elif not message.expected:
             self._log(WARNING, f"worker {nanny.name} died: {message.reason}")
             self._blame(nanny.name, address, _with_last_words(message), message.running)
+        self._notify("worker_died", told)
 
     # -------------------------------------------------------------------------------------------- restarts
 
