@@ -278,3 +278,20 @@ def test_c7_a_worker_that_does_not_end_when_it_is_told_is_killed(tmp_path: Path)
         cluster.close()
         del stuck
     assert not psutil.pid_exists(number)
+
+
+def test_a_worker_that_is_told_to_end_from_outside_blames_nobody(tmp_path: Path) -> None:
+    """It says goodbye; what it ran is run again, however often that happens."""
+    with (
+        dask.config.set({"distributed.scheduler.allowed-failures": 0}),
+        LocalCluster(n_workers=1, threads_per_worker=1) as cluster,
+        Client(cluster) as client,
+    ):
+        waiting = client.submit(wait_for, str(tmp_path / "go"), key="waiting")
+        for _ in range(3):
+            until(lambda: "waiting" in str(client.call_stack()))
+            (number,) = client.run(os.getpid).values()
+            os.kill(number, signal.SIGTERM)
+            until(lambda number=number: number not in client.run(os.getpid, on_error="ignore").values())
+        (tmp_path / "go").touch()
+        assert waiting.result(20) is None

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from shoal import Client, LocalCluster
+from shoal.errors import LostDataError
 from tests.integration.functions import inc
 from tests.integration.helpers import until
 
@@ -135,6 +136,30 @@ def test_n8_a_disk_that_takes_nothing_is_named_and_the_values_stay(how: str) -> 
             client.run(unlimit_files)
             assert client.gather(client.map(first, more)) == [float(n) for n in range(50, 65)]
             until(lambda: memory(client)["spilled"])
+
+
+def spoil(dask_worker: Any) -> int:
+    """Cut all files of spilled values short, as a broken disk would."""
+    files = list((Path(dask_worker.local_directory) / "spilled").iterdir())
+    for file in files:
+        os.truncate(file, 100)
+    return len(files)
+
+
+def test_values_whose_files_are_broken_are_computed_again() -> None:
+    """For tasks and for the client; what cannot be computed is said to be lost."""
+    with small_cluster() as cluster, Client(cluster) as client:
+        scattered = client.scatter(block(77))
+        blocks = client.map(block, range(30))
+        assert client.gather(client.map(first, blocks)) == [float(n) for n in range(30)]
+        until(lambda: len(on_disk(client)) >= 5)
+        assert sum(client.run(spoil).values()) >= 5
+        assert client.gather(client.map(first, blocks, pure=False)) == [float(n) for n in range(30)]
+        until(lambda: len(on_disk(client)) >= 5)
+        client.run(spoil)
+        assert [float(array[0]) for array in client.gather(blocks)] == [float(n) for n in range(30)]
+        with pytest.raises(LostDataError):
+            client.submit(first, scattered, pure=False).result(20)
 
 
 def test_no_more_than_the_limit_of_the_disk() -> None:

@@ -20,7 +20,7 @@ REACHED = {
     "interruption": 50, "messages said again": 50, "redefine": 20,
     "half-open link": 5, "slow worker": 30, "slow link": 30, "deaf worker": 30, "stopped worker": 30, "pause": 40,
     "lost heartbeats": 10, "memory": 5, "nanny restart": 5, "nanny death": 5,
-    "nanny orders": 10, "nanny leaves": 5, "restart of some": 30, "workers that were revived": 50,
+    "nanny orders": 10, "nanny leaves": 5, "restart of some": 30, "broken files": 20, "workers that were revived": 50,
     "starts that failed": 20, "workers that were silent for too long": 10, "assignments given back": 10,
     "no worker for too long": 10, "actors that were lost": 5, "tasks that launch tasks": 100,
     "tasks that were given up": 3,

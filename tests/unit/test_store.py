@@ -9,7 +9,7 @@ import pytest
 
 from shoal.shell import serialize
 from shoal.shell.spill import Disk
-from shoal.shell.store import Pickled, ValueStore
+from shoal.shell.store import LostValueError, Pickled, ValueStore
 
 
 def filled(tmp_path: Path, count: int = 4) -> ValueStore:
@@ -96,5 +96,5 @@ def test_a_file_that_was_cut_short_is_an_error(tmp_path: Path) -> None:
     store.evict()
     (file,) = (tmp_path / "spilled").iterdir()
     file.write_bytes(file.read_bytes()[:100])
-    with pytest.raises(OSError, match="cut short"):
+    with pytest.raises(LostValueError, match="cut short"):
         store.load("k0", store.take(["k0"])["k0"])

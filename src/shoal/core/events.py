@@ -85,6 +85,12 @@ class FetchFailed(Event):
     reason: str
 
 
+class ValuesLost(Event):
+    """Values that were held here cannot be read any more."""
+
+    keys: list[str]
+
+
 class PutDone(Event):
     """A client put values here: those that the core takes are in the store, the others were refused."""
 

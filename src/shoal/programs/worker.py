@@ -38,6 +38,7 @@ from shoal.core.events import (
     Received,
     Rejoined,
     Seceded,
+    ValuesLost,
 )
 from shoal.core.worker.fetching import hosts_of
 from shoal.core.worker.reactor import WorkerCore
@@ -166,6 +167,7 @@ class WorkerProgram:
                 loop,
                 self._on_outcomes,
                 self._on_left,
+                self._on_lost,
                 inline,
                 written,
                 home,
@@ -337,6 +339,10 @@ class WorkerProgram:
     def _on_left(self, key: str, outside: bool) -> None:
         self.driver.push(Seceded(key) if outside else Rejoined(key))
 
+    def _on_lost(self, key: str, reason: str) -> None:
+        logger.error("the spilled value of %r is lost: %s; it is computed again", key, reason)
+        self.driver.push(ValuesLost([key]))
+
     def _beat(self, interval: float) -> None:
         if self._link is None or self._link.closed:
             return
@@ -468,10 +474,12 @@ class WorkerProgram:
                 except SerializationError as error:
                     payloads[key] = error
                 except OSError as error:
-                    logger.error("the spilled value of %r is lost: %s", key, error)
                     payloads[key] = error
 
         await in_thread(read)
+        for key, payload in payloads.items():
+            if isinstance(payload, OSError):
+                self._on_lost(key, str(payload))
         link.send(self._read(link, message, payloads))
 
     def _read(self, link: Link, message: GetData, payloads: dict[str, Any] | None = None) -> Data:

@@ -17,7 +17,7 @@ from shoal.ids import key_from_wire
 from shoal.shell import current, serialize
 from shoal.shell.current import Home
 from shoal.shell.recorder import Recorder
-from shoal.shell.store import Held, ValueStore
+from shoal.shell.store import Held, LostValueError, ValueStore
 
 _local = threading.local()
 
@@ -45,6 +45,8 @@ class ThreadExecutor:
         Called on the loop with the outcomes since the last time.
     on_left
         Called on the loop with a key that left the pool (True) or came back (False).
+    on_lost
+        Called on the loop with the key of an input whose file cannot be read, and why.
     inline_bytes
         Results up to this size are pickled at once, to travel with the report.
     recorder
@@ -64,6 +66,7 @@ class ThreadExecutor:
         loop: asyncio.AbstractEventLoop,
         on_done: Callable[[list[Outcome]], None],
         on_left: Callable[[str, bool], None],
+        on_lost: Callable[[str, str], None],
         inline_bytes: int = 8192,
         recorder: Recorder | None = None,
         home: Home | None = None,
@@ -80,7 +83,7 @@ class ThreadExecutor:
         self._cancelled: set[str] = set()
         self._pickled: dict[str, Any] = {}
         self._functions: dict[str, Callable[..., Any]] = {}
-        self._on_left = on_left
+        self._on_left, self._on_lost = on_left, on_lost
         self._lock = threading.Lock()
         self._size = 0
         self._numbers = list(range(nthreads))[::-1] if numbers is None else numbers
@@ -230,6 +233,9 @@ class ThreadExecutor:
                 node = serialize.loads_with_inputs(run.payload, inputs)
                 tick = perf_counter()
                 value = node({key_from_wire(key): found for key, found in inputs.items()})
+        except LostValueError as error:
+            self._loop.call_soon_threadsafe(self._on_lost, *error.args)
+            return Outcome(run.key, "reschedule", start=begun, stop=begun)
         except Reschedule:
             return Outcome(run.key, "reschedule", start=begun, stop=begun + perf_counter() - tick)
         except BaseException as error:

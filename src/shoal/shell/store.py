@@ -28,6 +28,10 @@ class Pickled:
 _NOTHING: Any = object()
 
 
+class LostValueError(Exception):
+    """A value that was spilled cannot be read any more: its key, and why."""
+
+
 class Held:
     """A value that a worker holds, in memory (pickled or not), on disk, or both.
 
@@ -100,14 +104,18 @@ class ValueStore:
 
         Raises
         ------
-        OSError
+        LostValueError
             If its file cannot be read.
         """
         with self._lock:
             value, file = held.value, held.file
         if value is _NOTHING:
             assert file is not None
-            loaded = serialize.loads(file.read())
+            try:
+                content = file.read()
+            except OSError as error:
+                raise LostValueError(key, str(error)) from error
+            loaded = serialize.loads(content)
         elif type(value) is Pickled:
             loaded = serialize.loads(value.payload)
         else:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import TYPE_CHECKING, Final
 
-from shoal.core.events import Command, LinkLost
+from shoal.core.events import Command, LinkLost, ValuesLost
 from shoal.messages import Options as TaskOptions
 from shoal.sim.options import Options
 from shoal.sim.workload import graph
@@ -27,7 +27,7 @@ WEIGHTS: Final = {
     "deaf worker": 2, "forgetful worker": 2, "stopped worker": 2, "lost heartbeats": 1, "pause": 3, "memory": 1,
     "nanny restart": 1, "nanny death": 1, "release": 4, "cancel": 3, "resubmit": 4, "retry": 2,
     "changes of mind": 4, "vanish": 1, "restart": 1, "redefine": 5, "restart of some": 2, "nanny orders": 2,
-    "nanny leaves": 1,
+    "nanny leaves": 1, "broken files": 2,
 }  # fmt: skip
 
 
@@ -299,6 +299,16 @@ def _deaf(world: World, worker: WorkerNode, rng: Random) -> bool:
     return True
 
 
+def _break_files(world: World, worker: WorkerNode, rng: Random) -> bool:
+    keys = rng.sample(sorted(worker.values), min(len(worker.values), rng.randint(1, 3)))
+    for key in keys:
+        del worker.values[key]
+    if keys:
+        worker.broken |= set(keys)
+        worker.tell(ValuesLost(keys))
+    return bool(keys)
+
+
 def _stop(world: World, worker: WorkerNode, rng: Random) -> bool:
     worker.stopped_until = world.now + rng.choice([0.1, 0.5, 2.0])
     return True
@@ -358,6 +368,7 @@ _TO_WORKERS: Final[dict[str, Callable[[World, WorkerNode, Random], bool]]] = {
     "slow worker": _slow,
     "slow link": _slow_link,
     "forgetful worker": _forgetful,
+    "broken files": _break_files,
     "deaf worker": _deaf,
     "stopped worker": _stop,
     "lost heartbeats": _lose_heartbeats,

@@ -55,6 +55,8 @@ class WorkerNode:
         self._later: deque[Callable[[], None]] = deque()
         #: How many keys that peers ask for it will say not to have.
         self.forgets = 0
+        #: Keys whose values can no longer be read, though the core may not have heard of it.
+        self.broken: set[str] = set()
         self.up: Wire | None = None
         self._queues: dict[str, deque[Run]] = {pool: deque() for pool in ("", *(self.executors or ()))}
         self._free = {"": nthreads, **(self.executors or {})}
@@ -128,6 +130,10 @@ class WorkerNode:
                 right = slots.pool_of(effect.key) is slots.pools[effect.executor]
                 self.world.require(right, f"{effect.key} does not take a thread of the pool that runs it")
                 missing = set(effect.deps) - set(self.values)
+                if missing and missing <= self.broken:  # the thread finds out
+                    again = Outcomes([Outcome(effect.key, "reschedule")])
+                    self.world.after(0.0, lambda: self.tell(again))
+                    return
                 self.world.require(not missing, f"{self.name} was to run {effect.key} without {missing}")
                 self._queues[effect.executor].append(effect)
                 self._inputs[effect.key] = [self.values[dep] for dep in effect.deps]
@@ -227,6 +233,7 @@ class WorkerNode:
             self.world.count("reschedules")
             outcome = Outcome(run.key, "reschedule", 0, "", now - seconds, now)
         else:
+            self.broken.discard(run.key)
             value = self.values[run.key] = self.world.fates.value(run.key, inputs, run.payload)
             sent = value if run.inline else None
             outcome = Outcome(run.key, "ok", len(value), "bytes", now - seconds, now, sent)

@@ -140,6 +140,8 @@ class Fleet:
             case Answer():
                 self._answer_calls(self.calls.answered(peer, message))
             case Bye():
+                if worker.slot in state.nannies:
+                    state.nannies[worker.slot].parted = worker.id
                 self._remove_worker(worker, message.reason or "it closed", expected=True)
             case _:
                 assert_never(message)

@@ -188,11 +188,15 @@ class ClientRecord:
 class NannyRecord:
     """One nanny: a slot, the worker that lives there now, and how those before it ended."""
 
-    __slots__ = ("deaths", "died_at", "host", "id", "last_death", "name", "pid", "recoveries", "restarts", "worker")
+    __slots__ = (
+        "deaths", "died_at", "host", "id", "last_death", "name", "parted", "pid", "recoveries", "restarts", "worker",
+    )  # fmt: skip
 
     def __init__(self, id: SlotId, name: str, host: str, pid: int) -> None:
         self.id, self.name, self.host, self.pid = id, name, host, pid
         self.worker: WorkerId | None = None
+        #: The last worker that said goodbye: its end is nobody's fault.
+        self.parted: WorkerId | None = None
         #: Workers that ended, by cause; how often another was started.
         self.deaths: dict[str, int] = {}
         self.restarts = 0

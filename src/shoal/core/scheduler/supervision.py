@@ -83,7 +83,7 @@ class Supervision(Fleet):
             self.topics.log("worker-restart-memory", told)
         if worker is not None:
             self._remove_worker(worker, _with_last_words(message), message.expected, message.running)
-        elif not message.expected:
+        elif not message.expected and nanny.parted != message.worker:
             self._log(WARNING, f"worker {nanny.name} died: {message.reason}")
             self._blame(nanny.name, address, _with_last_words(message), message.running)
         self._notify("worker_died", told)

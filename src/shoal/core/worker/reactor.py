@@ -26,6 +26,7 @@ from shoal.core.events import (
     Received,
     Rejoined,
     Seceded,
+    ValuesLost,
 )
 from shoal.core.worker.attempt import PENDING, AttemptEvent, AttemptState
 from shoal.core.worker.copies import ON_THE_WAY, Copies
@@ -48,6 +49,7 @@ from shoal.messages import (
     GivenBack,
     Holders,
     LongRunning,
+    Missing,
     Rescheduled,
     Steal,
     StealAnswer,
@@ -120,6 +122,8 @@ class WorkerCore(Copies):
                 self._on_put_done(event)
             elif type(event) is Pressure:
                 self._on_pressure(event)
+            elif type(event) is ValuesLost:
+                self._on_values_lost(event)
             elif type(event) is CallDone:
                 self._out.append(Answer(event.rid, event.payload))
             elif type(event) is LinkLost:
@@ -259,6 +263,24 @@ class WorkerCore(Copies):
         handed_out = [key for key in self.slots.running_keys() if self.keys[key].attempt is AttemptState.EXECUTING]
         if handed_out:
             self._effects.append(CancelRun(handed_out))  # those that a thread has begun go on
+
+    def _on_values_lost(self, event: ValuesLost) -> None:
+        """Say so, and let the scheduler find other copies for the tasks here that need them, or compute them anew."""
+        self.stimulus = "lost"
+        for key in event.keys:
+            record = self.keys.get(key)
+            if record is None or record.replica is not ReplicaState.HELD:
+                continue
+            self._replica(record, ReplicaEvent.DROP)
+            self._drop.append(key)
+            for waiter in tuple(record.waiters):
+                if waiter.attempt in PENDING:
+                    self._drop_attempt(waiter)
+                    self._give_back(waiter)
+                    if waiter.waiters:
+                        self._seek(waiter, ())
+            self._out.append(Missing(key, [self.id], []))
+            self._tidy(record)
 
     def _give_back(self, record: KeyRecord) -> None:
         """The scheduler may let another worker compute ``record``: here nothing is at work for it."""
