@@ -194,7 +194,7 @@ def test_why_and_story(client: Client) -> None:
     assert "is done" in client.why(waiting)
     story = client.story(waiting)
     assert {row[0] for row in story} >= {"scheduler"}
-    assert any(row[0].startswith("tcp://") and row[4] == "EXECUTING" for row in story)
+    assert any(row[0].startswith("tcp://") and row[4] == "executing" for row in story)
 
 
 def tell_after(seconds: float, what: str) -> str:

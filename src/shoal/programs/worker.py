@@ -471,10 +471,8 @@ class WorkerProgram:
                     size += payload_nbytes(payloads[key])
                 except KeyError:
                     pass  # it was dropped meanwhile, and is missing
-                except SerializationError as error:
-                    payloads[key] = error
-                except OSError as error:
-                    payloads[key] = error
+                except (SerializationError, OSError) as error:
+                    payloads[key] = error.with_traceback(None)  # which would keep what was read of the file
 
         await in_thread(read)
         for key, payload in payloads.items():

@@ -188,7 +188,10 @@ class Fleet:
             nanny.came(worker.id, state.now)
         if self.settings.worker_ttl is not None and self._ttl_check is None:
             self._ttl_check = state.now + self.settings.worker_ttl / 4
-        self._say(peer, WorkerRegistered(self.id, self.settings.heartbeat_interval, dict(self.plugins["worker"])))
+        interval, ttl = self.settings.heartbeat_interval, self.settings.worker_ttl
+        if ttl is not None:
+            interval = min(interval, ttl / 4)  # or a healthy worker would be taken for dead
+        self._say(peer, WorkerRegistered(self.id, interval, dict(self.plugins["worker"])))
         self._log(INFO, f"worker {worker.name} joined from {worker.address}, {worker.nthreads} threads")
         self._tell_of_worker(worker, "add-worker", {"nthreads": worker.nthreads, "pid": worker.pid})
         self._notify("add_worker", worker.address)
