@@ -13,10 +13,11 @@ import time
 import warnings
 from pathlib import Path
 
+import dask
 import psutil
 import pytest
 
-from shoal import Client, KilledWorker, LocalCluster, Security, wait
+from shoal import Client, KilledWorker, LocalCluster, Nanny, Scheduler, Security, wait
 from shoal.core.framing import MAGIC, Codec, pack_frame
 from shoal.errors import (
     ClosedClientError,
@@ -227,14 +228,22 @@ def test_an_unknown_option_of_the_configuration_is_a_warning_with_advice() -> No
 
 def test_a_worker_that_cannot_start_says_why(tmp_path: Path) -> None:
     """The error of the worker process is the cluster's."""
-    with pytest.raises(StartError, match="status 3"):
-        LocalCluster(n_workers=1, env={"PYTHONPATH": str(_exiting(tmp_path))})
+    for method, module in (("spawn", "worker_main"), ("forkserver", "fork_server")):
+
+        async def work(method: str = method, module: str = module) -> None:
+            path = str(_exiting(tmp_path, module))
+            with dask.config.set({"distributed.worker.multiprocessing-method": method, "shoal.nanny.crash-limit": 2}):
+                async with Scheduler() as scheduler:
+                    with pytest.raises(StartError, match="status 3"):
+                        await Nanny(scheduler.address, nthreads=1, env={"PYTHONPATH": path})
+
+        asyncio.run(asyncio.wait_for(work(), 30))
 
 
-def _exiting(directory: Path) -> Path:
+def _exiting(directory: Path, module: str) -> Path:
     """A directory whose ``sitecustomize`` ends worker processes at their start."""
     (directory / "sitecustomize.py").write_text(
-        "import os, sys\nif 'shoal.programs.fork_server' in ' '.join(sys.orig_argv): os._exit(3)\n"
+        f"import os, sys\nif 'shoal.programs.{module}' in ' '.join(sys.orig_argv): os._exit(3)\n"
     )
     return directory
 

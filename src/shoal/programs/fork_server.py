@@ -13,6 +13,8 @@ import os
 import selectors
 import socket
 import sys
+import traceback
+from collections.abc import Sequence
 
 from shoal import config
 from shoal.programs.worker_main import become, die_with_parent
@@ -21,10 +23,40 @@ _DESCRIPTORS = 5
 
 
 def main() -> None:
+    """Be the fork server that a command line asks for."""
+    serve(socket.socket(fileno=int(sys.argv[1])), sys.argv[2:])
+
+
+def plant(imports: Sequence[str]) -> tuple[socket.socket, int]:
+    """Fork this process, which runs neither a thread nor a loop yet, into a fork server of its own environment.
+
+    Returns
+    -------
+    tuple
+        The socket on which it is asked, and its process id.
+    """
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    pid = os.fork()
+    if pid:
+        theirs.close()
+        return ours, pid
+    status = 1
+    try:
+        ours.close()
+        os.dup2(2, 1)
+        os.setpgid(0, 0)
+        serve(theirs, imports)
+        status = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(status)
+
+
+def serve(asking: socket.socket, imports: Sequence[str]) -> None:
     """Serve until nobody asks any more."""
     die_with_parent()
-    asking = socket.socket(fileno=int(sys.argv[1]))
-    for name in sys.argv[2:]:
+    for name in imports:
         importlib.import_module(name)
     gc.collect()
     gc.freeze()  # so that the collector does not write into what is shared with the workers

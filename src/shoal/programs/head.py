@@ -11,12 +11,15 @@ import gc
 import json
 import os
 import signal
+import socket
 import sys
 from typing import Any
 
 from shoal import config
 from shoal.errors import StartError
+from shoal.programs.fork_server import plant
 from shoal.programs.nanny import NannyProgram
+from shoal.programs.processes import ForkServer, fork_imports, start_method
 from shoal.programs.scheduler import SchedulerProgram
 from shoal.programs.worker_main import take_title
 from shoal.shell.logs import print_from
@@ -30,16 +33,21 @@ def main() -> None:
     config.inherit(options.pop("config"))
     config.extend_import_path(options.pop("sys_path"))
     print_from(options.pop("silence_logs"))
+    # This process was executed with the environment of the workers: what it has imported is what they need.
+    forking = plant(fork_imports()) if options["names"] and start_method() == "forkserver" else None
     take_title(f"shoal cluster, {len(options['names'])} workers")
     answer = os.dup(1)
     os.dup2(2, 1)  # what tasks and libraries print must not be taken for the answer
     gc.set_threshold(50_000, 20, 100)
     with asyncio.Runner(loop_factory=new_event_loop) as runner:
-        runner.run(_run(options, answer))
+        runner.run(_run(options, answer, forking))
 
 
-async def _run(options: dict[str, Any], answer: int) -> None:
+async def _run(options: dict[str, Any], answer: int, forking: tuple[socket.socket, int] | None) -> None:
     loop = asyncio.get_running_loop()
+    server = None
+    if forking is not None:
+        server = ForkServer.adopt(config.effective_environment(options["env"]), *forking)
     ended = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, ended.set)
@@ -81,6 +89,9 @@ async def _run(options: dict[str, Any], answer: int) -> None:
     finally:
         await asyncio.gather(*(nanny.close("the cluster closed") for nanny in nannies))
         await scheduler.close("the cluster closed")
+        if server is not None:
+            server.end()
+            await server.exited
         orphaned.cancel()
 
 

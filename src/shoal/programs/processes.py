@@ -240,31 +240,31 @@ class ForkServer:
     #: Those of this process, by event loop and environment.
     _all: ClassVar[dict[Any, ForkServer]] = {}
 
-    def __init__(self, env: dict[str, str]) -> None:
+    def __init__(self, connection: socket.socket, pid: int) -> None:
         self._loop = asyncio.get_running_loop()
         #: Nannies that start their workers here.
         self.users = 0
         self.ended = False
         self._waiting: list[asyncio.Future[int]] = []
         self._children: dict[int, asyncio.Future[Exit]] = {}
-        self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        imports = [str(name) for name in config.get("shoal.nanny.fork-imports", []) or []]
-        command = [sys.executable, "-m", "shoal.programs.fork_server", str(theirs.fileno()), *imports]
-        with theirs:
-            process = subprocess.Popen(command, env=env, pass_fds=[theirs.fileno()], process_group=0)
-        process.returncode = 0  # it is joined below
+        self._socket = connection
         #: Resolved once its process is gone and joined.
-        self.exited = _watch(process.pid)
+        self.exited = _watch(pid)
         self._socket.setblocking(False)
         self._loop.add_reader(self._socket.fileno(), self._on_news)
 
     @classmethod
+    def adopt(cls, env: dict[str, str], connection: socket.socket, pid: int) -> ForkServer:
+        """Take a server that was planted before the loop ran for the one of ``env``."""
+        found = cls._all[_key(env)] = cls(connection, pid)
+        return found
+
+    @classmethod
     def of(cls, env: dict[str, str]) -> ForkServer:
         """The server for an environment, started if there is none."""
-        key = (id(asyncio.get_running_loop()), tuple(sorted(env.items())))
-        found = cls._all.get(key)
+        found = cls._all.get(_key(env))
         if found is None or found.ended:
-            found = cls._all[key] = cls(env)
+            found = cls._all[_key(env)] = cls(*_execute(env))
         return found
 
     async def fork(self, pipes: Pipes) -> tuple[int, asyncio.Future[Exit]]:
@@ -318,3 +318,22 @@ class ForkServer:
             child.set_result(Exit(signal.SIGKILL, 0))  # they ended with it
         self._waiting.clear()
         self._children.clear()
+
+
+def _key(env: dict[str, str]) -> Any:
+    return id(asyncio.get_running_loop()), tuple(sorted(env.items()))
+
+
+def fork_imports() -> list[str]:
+    """Modules that a fork server imports."""
+    return [str(name) for name in config.get("shoal.nanny.fork-imports", []) or []]
+
+
+def _execute(env: dict[str, str]) -> tuple[socket.socket, int]:
+    """Start a fork server with an environment."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    command = [sys.executable, "-m", "shoal.programs.fork_server", str(theirs.fileno()), *fork_imports()]
+    with theirs:
+        process = subprocess.Popen(command, env=env, pass_fds=[theirs.fileno()], process_group=0)
+    process.returncode = 0  # it is joined by who has it
+    return ours, process.pid
