@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from shoal.client.inside import secede as secede
     from shoal.client.inside import worker_client as worker_client
     from shoal.client.questions import get_task_stream as get_task_stream
+    from shoal.client.rpc import rpc as rpc
     from shoal.client.waiting import as_completed as as_completed
     from shoal.client.waiting import wait as wait
     from shoal.deploy.local import LocalCluster as LocalCluster
@@ -55,6 +56,7 @@ _EXPORTS = {
     "get_task_stream": "shoal.client.questions",
     "get_worker": "shoal.client.current",
     "rejoin": "shoal.client.inside",
+    "rpc": "shoal.client.rpc",
     "secede": "shoal.client.inside",
     "worker_client": "shoal.client.inside",
     "WorkerPlugin": "shoal.plugins.base",
@@ -96,6 +98,7 @@ __all__ = [
     "get_task_stream",
     "get_worker",
     "rejoin",
+    "rpc",
     "secede",
     "wait",
     "worker_client",

@@ -106,7 +106,7 @@ def scheduler(
 @click.option("--interface", help="Network interface, as eth0, in place of --host.")
 @click.option("--protocol", help="tcp.")
 @click.option("--worker-port", help="Port, or 9000:9100; any free one by default.")
-@click.option("--nanny-port", help="Accepted; nannies need no port.")
+@click.option("--nanny-port", help="Where the nanny itself listens: a port, or 9000:9100.")
 @click.option("--listen-address", help="Where to listen, whole: tcp://host:port.")
 @click.option("--contact-address", help="What others are told, where that is another address.")
 @click.option("--local-directory", type=click.Path(path_type=Path), help="Where scratch directories are made.")

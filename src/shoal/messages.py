@@ -689,6 +689,7 @@ class RegisterNanny(Message):
     name: str
     host: str
     pid: int
+    address: str = ""
 
 
 class WorkerDied(Message):
@@ -739,6 +740,17 @@ class RestartWorker(Message):
     blame: bool = False
     worker: str = ""
 
+
+class Order(Message):
+    """Have the nanny that listens here do something; ``payload`` is a pickled mapping of arguments."""
+
+    rid: int
+    what: str
+    payload: Any
+
+
+FromCaller = Order | Bye
+ToCaller = Answer | Bye
 
 ToNanny = NannyRegistered | RestartWorker | Call | ChangePlugin | Close
 

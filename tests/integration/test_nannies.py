@@ -16,8 +16,8 @@ import dask
 import psutil
 import pytest
 
-from shoal import Client, Nanny, NannyPlugin, Scheduler, Worker
-from shoal.errors import ConfigurationError, ConnectError, StartError, UsageError
+from shoal import Client, Nanny, NannyPlugin, Scheduler, Worker, rpc
+from shoal.errors import ConfigurationError, ConnectError, HandshakeError, StartError, UsageError
 from tests.integration.functions import inc, pid, slow_inc
 from tests.integration.test_cuts import Proxy
 
@@ -545,3 +545,46 @@ def test_workers_run_on_the_event_loop_that_is_configured(loop: str) -> None:
 
 async def loop_name() -> str:
     return type(asyncio.get_running_loop()).__module__
+
+
+def test_calls_that_a_nanny_answers_at_its_own_address() -> None:
+    """With the cluster's secret alone; what goes wrong there is raised here."""
+
+    async def work() -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            free = probe.getsockname()[1]
+        async with Scheduler() as scheduler, Client(scheduler.address, asynchronous=True) as client:
+            nanny = await Nanny(scheduler.address, nthreads=1, name="alice", port=[free])
+            assert nanny.address == f"tcp://127.0.0.1:{free}"
+            assert nanny.port == free
+            info = await client.scheduler_info()
+            assert info["workers"][nanny.worker_address]["nanny"] == nanny.address
+            async with rpc(nanny.address) as far:
+                before = nanny.pid
+                assert await far.restart(timeout=20) == "OK"
+                assert nanny.pid != before
+                await far.kill(timeout=5)
+                assert not nanny.is_alive()
+                assert await far.instantiate() == "running"
+                identity = await far.identity()
+                assert (identity["name"], identity["worker"]) == ("alice", nanny.worker_address)
+                assert await far.run(function=os.getpid) == os.getpid()
+                assert await far.plugin_add(plugin=Simple(), name="simple") == "simple"
+                assert list(nanny.plugins) == ["simple"]
+                await far.plugin_remove(name="simple")
+                with pytest.raises(KeyError):
+                    await far.plugin_remove(name="simple")
+                assert isinstance(await far.get_logs(), list)
+                with pytest.raises(UsageError, match="cannot 'fly'"):
+                    await far.fly()
+                await far.close_gracefully()
+                assert await far.terminate() == "OK"
+            await eventually(lambda: nanny.status == "closed")
+            stranger = rpc(f"tcp://127.0.0.1:{free}", security={"secret": "another"})
+            async with Nanny(scheduler.address, nthreads=1, port=free):
+                with pytest.raises(HandshakeError):
+                    await stranger.identity()
+            stranger.close()
+
+    run(work())

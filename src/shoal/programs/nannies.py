@@ -15,7 +15,7 @@ from shoal.programs.joining import Joining, Worker
 from shoal.programs.nanny import NannyProgram
 from shoal.programs.preloads import preloads
 from shoal.shell import serialize
-from shoal.shell.addresses import ports
+from shoal.shell.addresses import Listening, ports
 
 
 class Nanny(Joining):
@@ -28,7 +28,7 @@ class Nanny(Joining):
     worker_port
         Where the worker listens: a port, ``"9000:9100"``, or a collection of ports.
     port
-        Accepted in the same forms; a nanny is reached by way of its scheduler and needs no port of its own.
+        Where the nanny itself listens, in the same forms.
     reconnect
         Whether another worker is started when one ended by itself; if not, the nanny closes then.
     preload, preload_argv
@@ -84,6 +84,7 @@ class Nanny(Joining):
         **worker_kwargs: Any,
     ) -> None:
         ports(port, "port")
+        self._port = port
         super().__init__(
             scheduler_ip,
             scheduler_port,
@@ -144,6 +145,7 @@ class Nanny(Joining):
             local_directory=self._local_directory,
             reconnect=reconnect,
             worker_class=self._pickled,
+            listen_self=self._own_addresses(where),
             public=self,
         )
         await self._preloads.start(self)
@@ -156,11 +158,21 @@ class Nanny(Joining):
                 raise
             raise TimeoutError(f"the worker was not up within death_timeout={self.death_timeout:g} s") from error
 
+    def _own_addresses(self, where: Listening) -> Listening:
+        """Where the nanny itself listens: at the host of its worker."""
+        host = where.candidates[0].rpartition(":")[0]
+        return Listening([f"{host}:{number}" for number in ports(self._port)])
+
     @property
     def address(self) -> str:
-        """The address of its worker."""
-        found: str = self.program.worker_address
+        """Where the nanny answers calls (see :class:`shoal.rpc`); its worker is at ``worker_address``."""
+        found: str = self.program.address
         return found
+
+    @property
+    def port(self) -> int:
+        """The port at which it listens."""
+        return int(self.address.rpartition(":")[2])
 
     async def close(self, reason: str = "closed by its user", timeout: float = 5.0) -> None:
         """End the worker process and all else that it started; whoever calls it returns once that is done."""

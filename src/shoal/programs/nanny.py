@@ -33,6 +33,7 @@ from shoal.core.nanny.reactor import NannyCore
 from shoal.errors import StartError
 from shoal.messages import Bye, NannyRegistered, RegisterNanny, ToNanny
 from shoal.programs.calls import call_function, call_user
+from shoal.programs.orders import Orders
 from shoal.programs.plugins import Plugins
 from shoal.programs.processes import Child, Starter, start_method
 from shoal.shell.addresses import Listening
@@ -40,7 +41,7 @@ from shoal.shell.driver import Driver
 from shoal.shell.link import Identity, Link
 from shoal.shell.logs import LogKeeper
 from shoal.shell.loops import in_thread
-from shoal.shell.network import dial_lasting
+from shoal.shell.network import dial_lasting, local_address
 from shoal.shell.recorder import Recorder
 from shoal.shell.scratch import Scratch, remove_tree
 from shoal.shell.serialize import event_of
@@ -90,6 +91,8 @@ class NannyProgram:
         Seconds that a worker process may take to be ready; ``shoal.nanny.start-timeout`` by default.
     worker_class
         Pickled class of the worker, in hexadecimal digits; empty for :class:`Worker`.
+    listen_self
+        Where the nanny itself listens; where only this machine reaches it, by default.
     public
         What users' functions and plugins get as the nanny; this object by default.
     """
@@ -110,6 +113,7 @@ class NannyProgram:
         reconnect: bool = True,
         start_timeout: float | None = None,
         worker_class: str = "",
+        listen_self: Listening | None = None,
         public: Any = None,
     ) -> None:
         self.id = f"Nanny-{uuid4().hex}"
@@ -127,6 +131,7 @@ class NannyProgram:
         self._worker_class = worker_class
         self._identity = Identity("nanny", self.id, secret, {"scheduler": ToNanny})
         self._link: Link | None = None
+        self._orders = Orders(self, secret, listen_self or Listening([local_address()]))
         self._loop = asyncio.get_running_loop()
         self._tasks: set[asyncio.Task[None]] = set()
         self._registered = asyncio.Event()
@@ -167,6 +172,16 @@ class NannyProgram:
         return self.process is not None and self.process.alive
 
     @property
+    def address(self) -> str:
+        """Where it answers calls (see :class:`shoal.rpc`)."""
+        return self._orders.address
+
+    @property
+    def public(self) -> Any:
+        """What users know as this nanny."""
+        return self._public
+
+    @property
     def memory_limit(self) -> int:
         """Bytes that the worker may use; 0 is no limit."""
         return self.memory_manager.memory_limit
@@ -179,9 +194,10 @@ class NannyProgram:
     # -------------------------------------------------------------------------------------------- life
 
     async def start(self, timeout: float = 30.0) -> None:
-        """Connect to the scheduler, register, install plugins, and begin to start the worker process."""
+        """Listen, connect to the scheduler, register, install plugins, and begin to start the worker process."""
+        await self._orders.start()
         self._link = await dial_lasting(self.scheduler, self._identity, self._on_messages, self._on_closed, timeout)
-        self._link.send(RegisterNanny(self.name, socket.gethostname(), os.getpid()))
+        self._link.send(RegisterNanny(self.name, socket.gethostname(), os.getpid(), self.address))
         async with asyncio.timeout(timeout):
             await self._registered.wait()
         self._push(Command("start"))
@@ -263,6 +279,10 @@ class NannyProgram:
         """When the worker goes, close; do not start another."""
         self._push(Command("leave", reason))
 
+    def end(self, reason: str) -> None:
+        """Begin to end: the worker process first."""
+        self._push(Command("close", reason, 2.5))
+
     async def close(self, reason: str = "closed", timeout: float = 2.5) -> None:
         """End the worker process and all else that there is. Whoever calls it returns once that is done."""
         self._push(Command("close", reason, _seconds(timeout)))
@@ -270,6 +290,7 @@ class NannyProgram:
         if self._link is not None:
             self._link.send(Bye(self.reason or reason))
             self._link.close(reason)
+        self._orders.close()
         await self._hooks.close()
         while self._tasks:
             await asyncio.wait(self._tasks)

@@ -67,6 +67,7 @@ def identity(core: SchedulerCore, n_workers: int = -1) -> dict[str, Any]:
 def nanny_identity(core: SchedulerCore, nanny: NannyRecord) -> dict[str, Any]:
     """How the workers of a nanny ended, by cause, and seconds from each death until the next worker was there."""
     return {
+        "address": nanny.address,
         "host": nanny.host,
         "pid": nanny.pid,
         "worker": core.state.workers[nanny.worker].address if nanny.worker in core.state.workers else None,
@@ -92,7 +93,7 @@ def worker_identity(core: SchedulerCore, worker: WorkerRecord) -> dict[str, Any]
         "local_directory": worker.local_directory,
         "last_seen": worker.last_seen,
         "status": worker.state.label,
-        "nanny": worker.slot if worker.slot in core.state.nannies else None,
+        "nanny": core.state.nannies[worker.slot].address if worker.slot in core.state.nannies else None,
         "metrics": worker.metrics,
         "nbytes": worker.nbytes,
         "processing": len(worker.processing),

@@ -189,11 +189,12 @@ class NannyRecord:
     """One nanny: a slot, the worker that lives there now, and how those before it ended."""
 
     __slots__ = (
-        "deaths", "died_at", "host", "id", "last_death", "name", "parted", "pid", "recoveries", "restarts", "worker",
+        "address", "deaths", "died_at", "host", "id", "last_death", "name", "parted", "pid", "recoveries", "restarts",
+        "worker",
     )  # fmt: skip
 
-    def __init__(self, id: SlotId, name: str, host: str, pid: int) -> None:
-        self.id, self.name, self.host, self.pid = id, name, host, pid
+    def __init__(self, id: SlotId, name: str, host: str, pid: int, address: str = "") -> None:
+        self.id, self.name, self.host, self.pid, self.address = id, name, host, pid, address
         self.worker: WorkerId | None = None
         #: The last worker that said goodbye: its end is nobody's fault.
         self.parted: WorkerId | None = None

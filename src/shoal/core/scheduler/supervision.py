@@ -39,7 +39,8 @@ class Supervision(Fleet):
         state = self.state
         nanny = state.nannies.get(SlotId(peer))
         if isinstance(message, RegisterNanny):
-            state.nannies[SlotId(peer)] = NannyRecord(SlotId(peer), message.name, message.host, message.pid)
+            id = SlotId(peer)
+            state.nannies[id] = NannyRecord(id, message.name, message.host, message.pid, message.address)
             self._say(peer, NannyRegistered(self.id, dict(self.plugins["nanny"])))
             return
         if nanny is None:
