@@ -63,7 +63,7 @@ DEATHS: dict[str, tuple[Any, tuple[Any, ...], str, str]] = {
 
 @pytest.mark.parametrize("how", DEATHS)
 def test_the_error_says_how_the_workers_died_and_what_ran_beside(how: str, tmp_path: Path) -> None:
-    """After as many deaths as are allowed; the scheduler, the events and the nanny's log say the same."""
+    """After as many deaths as are allowed; the scheduler, the events and the nanny's log say the same (C11, C19)."""
     function, args, text, cause = DEATHS[how]
     with (
         dask.config.set({"distributed.scheduler.allowed-failures": 1}),
@@ -183,7 +183,7 @@ def hold_the_gil(marker: str) -> None:
 
 @pytest.mark.parametrize("wedge", ["stopped", "gil"])
 def test_n4_a_wedged_worker_is_noticed_and_replaced(wedge: str, tmp_path: Path) -> None:
-    """After ``worker-ttl``; its task is tried elsewhere and given up in the end, with the reason."""
+    """After ``worker-ttl``; its task is tried elsewhere and given up in the end, with the reason (C9)."""
     settings = {"distributed.scheduler.worker-ttl": "1.5s", "distributed.scheduler.allowed-failures": 0}
     with (
         dask.config.set(settings),
@@ -222,7 +222,7 @@ def test_what_a_crash_leaves_is_removed_by_whoever_starts_next() -> None:
 
 
 def test_c2_a_worker_that_says_why_it_cannot_start_and_ends_at_once_is_quoted(tmp_path: Path) -> None:
-    """N3: once, with its cause; nothing is left of it."""
+    """N3, C1, C6, C14: once, with its cause, after starts that are further and further apart; nothing is left of it."""
     from shoal.errors import StartError
 
     with (

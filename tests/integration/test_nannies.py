@@ -149,7 +149,7 @@ def test_one_that_does_not_reconnect_closes_with_its_worker() -> None:
 
 
 def test_the_environment_is_the_workers_alone() -> None:
-    """By precedence; also of several nannies that start at the same moment; this process's own does not change."""
+    """By precedence; also of several nannies that start at the same moment; this process's own does not change (C13)."""
     settings = {"distributed.nanny.environ": {"A": 1, "B": 2, "C": 3, "GONE": None}}
 
     async def work(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -434,7 +434,7 @@ def test_n5_the_scheduler_goes_away_while_a_worker_starts() -> None:
 
 
 def test_n1_a_restart_of_a_worker_that_is_closing_brings_another() -> None:
-    """The worker never closes its nanny."""
+    """The worker never closes its nanny (C4)."""
 
     async def work() -> None:
         async with (

@@ -229,7 +229,7 @@ def test_nothing_is_spilled_without_a_limit() -> None:
 
 
 def test_n7_a_burst_of_memory_is_caught_while_values_are_spilled() -> None:
-    """The nanny looks more often the less is left; the worker's loop has no part in it."""
+    """The nanny looks more often the less is left; the worker's loop has no part in it (C10)."""
     with small_cluster() as cluster, Client(cluster) as client:
         blocks = client.map(block, range(30))
         bomb = client.submit(burst, key="bomb", retries=0)

@@ -11,6 +11,7 @@ import logging
 import os
 import secrets
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -148,7 +149,10 @@ def remove_orphans(within: Path) -> int:
 def remove_tree(path: Path) -> None:
     """Remove a directory and all in it; what cannot be removed is told of in the log."""
     if path.exists():
-        shutil.rmtree(path, onerror=lambda function, name, info: _complain(name, info[1]))
+        if sys.version_info >= (3, 12):
+            shutil.rmtree(path, onexc=lambda function, name, error: _complain(name, error))
+        else:
+            shutil.rmtree(path, onerror=lambda function, name, info: _complain(name, info[1]))
 
 
 def _complain(name: str, error: BaseException) -> None:
