@@ -149,7 +149,7 @@ def test_one_that_does_not_reconnect_closes_with_its_worker() -> None:
 
 
 def test_the_environment_is_the_workers_alone() -> None:
-    """By precedence; also of several nannies that start at the same moment; this process's own does not change (C13)."""
+    """By precedence; also of several that start at the same moment; this process's own does not change (C13)."""
     settings = {"distributed.nanny.environ": {"A": 1, "B": 2, "C": 3, "GONE": None}}
 
     async def work(monkeypatch: pytest.MonkeyPatch) -> None:
