@@ -12,6 +12,7 @@ from shoal.core.scheduler.roster import WorkerRecord, WorkerState
 from shoal.core.scheduler.settings import Settings
 from shoal.core.scheduler.state import SchedulerState
 from shoal.core.scheduler.task import Task, TaskGroup, TaskPrefix, TaskState
+from shoal.core.scheduler.topics import Topics
 from shoal.ids import SlotId, WorkerId
 from shoal.messages import Options
 
@@ -132,3 +133,20 @@ def test_what_is_assigned_ahead(state: SchedulerState) -> None:
     assert placement.ahead(state, task("h", shared)) is None
     one.occupancy = 3.0
     assert placement.ahead(state, task("i", running("x9", one))) is None
+
+
+def test_events_of_those_who_left_are_forgotten_in_a_while() -> None:
+    """And no more than so many are kept of each topic."""
+    state = SchedulerState(Settings())
+    topics = Topics(state, 2, 100.0, 10.0)
+    for n in range(3):
+        topics.log(["all", "tcp://w"], n)
+    assert list(topics.events["tcp://w"]) == [(100.0, 1), (100.0, 2)]
+    topics.expire("tcp://w")
+    state.now = 5.0
+    topics.log("all", 3)
+    assert "tcp://w" in topics.events
+    state.now = 10.0
+    topics.log("all", 4, when=7.0)
+    assert list(topics.events) == ["all"]
+    assert list(topics.events["all"]) == [(105.0, 3), (7.0, 4)]

@@ -40,7 +40,7 @@ from shoal.shell.addresses import Listening
 from shoal.shell.driver import Driver
 from shoal.shell.link import Identity, Link
 from shoal.shell.logs import LogKeeper
-from shoal.shell.loops import in_thread
+from shoal.shell.loops import first_of, in_thread
 from shoal.shell.network import dial_lasting, local_address
 from shoal.shell.recorder import Recorder
 from shoal.shell.scratch import Scratch, remove_tree
@@ -194,12 +194,24 @@ class NannyProgram:
     # -------------------------------------------------------------------------------------------- life
 
     async def start(self, timeout: float = 30.0) -> None:
-        """Listen, connect to the scheduler, register, install plugins, and begin to start the worker process."""
+        """Listen, connect to the scheduler, register, install plugins, and begin to start the worker process.
+
+        Raises
+        ------
+        ConnectError
+            If the scheduler cannot be reached within ``timeout`` seconds.
+        StartError
+            If it did not answer in that time.
+        """
         await self._orders.start()
         self._link = await dial_lasting(self.scheduler, self._identity, self._on_messages, self._on_closed, timeout)
         self._link.send(RegisterNanny(self.name, socket.gethostname(), os.getpid(), self.address))
-        async with asyncio.timeout(timeout):
-            await self._registered.wait()
+        await first_of(timeout, self._registered, self.finished)
+        if not self._registered.is_set():
+            raise StartError(
+                self.reason
+                or f"was not accepted within {timeout:g} s, or the set-up of a plugin takes longer than that"
+            )
         self._push(Command("start"))
 
     async def wait_until_up(self) -> None:

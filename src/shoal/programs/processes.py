@@ -52,6 +52,13 @@ class Child:
 
     def __init__(self, pid: int, pipes: Pipes, exited: asyncio.Future[Exit]) -> None:
         self.pid, self.exited = pid, exited
+        #: Means this process and no other, also when its number is given away again.
+        self._descriptor: int | None = None
+        if not exited.done():
+            try:
+                self._descriptor = os.pidfd_open(pid)
+            except ProcessLookupError:
+                pass  # it has ended, and that is about to be told
         self.report, self.output = pipes.report[0], pipes.output[0]
         self._pipes = pipes
 
@@ -61,11 +68,11 @@ class Child:
 
     def signal(self, number: int) -> None:
         """Send a signal; nothing happens if it is gone."""
-        if self.alive:
+        if self._descriptor is not None:
             try:
-                os.kill(self.pid, number)
+                signal.pidfd_send_signal(self._descriptor, number)
             except ProcessLookupError:
-                pass  # it is being joined
+                pass  # it is gone
 
     def end_group(self) -> None:
         """End what it started and left behind."""
@@ -77,6 +84,9 @@ class Child:
     def close(self) -> None:
         """Let go of the pipes."""
         self._pipes.close()
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
 
 
 class Pipes:

@@ -53,6 +53,7 @@ def settings() -> Settings:
         validate=bool(config.get(d + "validate", False)),
         events_length=int(config.get("distributed.admin.low-level-log-length", 1000)),
         epoch=time.time() - time.monotonic(),
+        events_keep=config.seconds(config.get(d + "events-cleanup-delay", 3600.0), d + "events-cleanup-delay") or 0.0,
     )
 
 

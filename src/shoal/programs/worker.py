@@ -69,7 +69,7 @@ from shoal.shell.driver import Driver
 from shoal.shell.executor import ThreadExecutor
 from shoal.shell.link import Identity, Link
 from shoal.shell.logs import LogKeeper
-from shoal.shell.loops import in_thread
+from shoal.shell.loops import first_of, in_thread
 from shoal.shell.memory_manager import MemoryManager
 from shoal.shell.network import Server, dial_lasting, listen, local_address
 from shoal.shell.peers import PeerPool
@@ -251,13 +251,9 @@ class WorkerProgram:
                 self.executors,
             )
         )
-        async with asyncio.timeout(timeout):
-            waits = [asyncio.ensure_future(event.wait()) for event in (self._registered, self.finished)]
-            try:
-                await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-            finally:
-                for wait in waits:
-                    wait.cancel()
+        await first_of(timeout, self._registered, self.finished)
+        if not self._registered.is_set() and not self.finished.is_set():
+            raise StartError(f"was not accepted within {timeout:g} s, or the set-up of a plugin takes longer than that")
         if not self._registered.is_set():
             raise StartError(self.reason)
         self.memory_manager.start()

@@ -53,3 +53,13 @@ async def in_thread(function: Callable[..., Any], *args: Any) -> Any:
     finally:
         if done.done():
             thread.join()  # it has nothing left to do
+
+
+async def first_of(timeout: float | None, *events: asyncio.Event) -> None:
+    """Wait until one of ``events`` is set, or ``timeout`` seconds are over."""
+    waits = [asyncio.ensure_future(event.wait()) for event in events]
+    try:
+        await asyncio.wait(waits, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for wait in waits:
+            wait.cancel()

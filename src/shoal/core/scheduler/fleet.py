@@ -52,7 +52,8 @@ class Fleet:
         self.state = SchedulerState(self.settings)
         self.balancer = Balancer(self.state)
         self.calls = PendingCalls()
-        self.topics = Topics(self.state, self.settings.events_length, self.settings.epoch)
+        told = self.settings
+        self.topics = Topics(self.state, told.events_length, told.epoch, told.events_keep)
         #: Plugins for those that join later, by kind and name, in the order of their coming.
         self.plugins: dict[str, dict[str, Any]] = {"worker": {}, "nanny": {}, "scheduler": {}}
         #: How many worker processes ended, by cause (those without a nanny count as ``"lost"``).
@@ -295,6 +296,7 @@ class Fleet:
         self._answer_calls(self.calls.peer_lost(worker.id, f"worker {worker.name} left: {reason}"))
         self._effects.append(CloseLink(worker.id, reason))
         self._tell_of_worker(worker, "remove-worker", {"reason": reason, "expected": expected, "tasks": len(assigned)})
+        self.topics.expire(worker.address)
         self._notify("remove_worker", worker.address, reason, expected)
         if not expected and not has_nanny:
             self.deaths["lost"] = self.deaths.get("lost", 0) + 1

@@ -7,8 +7,8 @@ class Settings:
     """What the configuration says, as the cores need it: plain values, read once."""
 
     __slots__ = (
-        "allowed_failures", "backlog", "bandwidth", "durations", "epoch", "events_length", "heartbeat_interval",
-        "no_workers_timeout",
+        "allowed_failures", "backlog", "bandwidth", "durations", "epoch", "events_keep", "events_length",
+        "heartbeat_interval", "no_workers_timeout",
         "saturation", "story_length", "stream_length", "unknown_duration", "validate", "worker_ttl",
     )  # fmt: skip
 
@@ -28,6 +28,7 @@ class Settings:
         no_workers_timeout: float | None = None,
         events_length: int = 1000,
         epoch: float = 0.0,
+        events_keep: float = 3600.0,
     ) -> None:
         self.allowed_failures = allowed_failures
         self.saturation = saturation
@@ -44,3 +45,4 @@ class Settings:
         self.events_length = events_length
         #: Seconds to add to the scheduler's clock to have the time since 1970.
         self.epoch = epoch
+        self.events_keep = events_keep

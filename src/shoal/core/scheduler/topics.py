@@ -21,10 +21,13 @@ class Topics:
         Events kept of each topic.
     epoch
         Seconds to add to the scheduler's clock to have the time since 1970.
+    keep
+        Seconds for which the events of a worker or a client that left are kept.
     """
 
-    def __init__(self, state: SchedulerState, length: int, epoch: float) -> None:
-        self._state, self._length, self._epoch = state, length, epoch
+    def __init__(self, state: SchedulerState, length: int, epoch: float, keep: float) -> None:
+        self._state, self._length, self._epoch, self._keep = state, length, epoch, keep
+        self._expiring: deque[tuple[float, str]] = deque()
         self.events: dict[str, deque[tuple[float, Any]]] = {}
         self.subscribers: dict[str, dict[ClientId, None]] = {}
         #: Events of this turn (topic, message), where a plugin wants them.
@@ -37,6 +40,8 @@ class Topics:
     def log(self, topics: str | list[str], msg: Any, when: float | None = None) -> None:
         """Log ``msg`` under each of ``topics``."""
         at = self.now() if when is None else when
+        while self._expiring and self._expiring[0][0] <= self._state.now:
+            self.events.pop(self._expiring.popleft()[1], None)
         for topic in [topics] if isinstance(topics, str) else topics:
             events = self.events.get(topic)
             if events is None:
@@ -48,6 +53,10 @@ class Topics:
                 client = self._state.clients.get(id)
                 if client is not None:
                     self._state.tell(client, Logged(topic, msg, at))
+
+    def expire(self, topic: str) -> None:
+        """The worker or client of this topic left: forget its events in a while."""
+        self._expiring.append((self._state.now + self._keep, topic))
 
     def subscribe(self, client: ClientId, topic: str, on: bool) -> None:
         """Tell ``client`` of events of ``topic``, or no more."""
@@ -63,3 +72,4 @@ class Topics:
         """``client`` hears nothing any more."""
         for topic in [topic for topic, subscribers in self.subscribers.items() if client in subscribers]:
             self.subscribe(client, topic, on=False)
+        self.expire(client)
