@@ -241,3 +241,19 @@ def test_n7_a_burst_of_memory_is_caught_while_values_are_spilled() -> None:
 def burst() -> int:
     """Take memory as fast as it can be had."""
     return len([b"x" * 10_000_000 for _ in range(100)])
+
+
+def test_workers_of_one_process_answer_for_their_results_alone() -> None:
+    """Not for what the process uses beside: that would stop them all."""
+    with (
+        LocalCluster(n_workers=2, threads_per_worker=1, processes=False, memory_limit="120 MB") as cluster,
+        Client(cluster) as client,
+    ):
+        held = [np.zeros(25_000_000) for _ in range(2)]  # this process is beyond the limit of each
+        blocks = client.map(block, range(30))
+        assert client.gather(client.map(first, blocks)) == [float(n) for n in range(30)]
+        found = [worker.memory_manager.metrics() for worker in cluster._inside.workers]
+        assert sum(one["spills"] for one in found) >= 8
+        assert all(one["managed"] <= 0.8 * 120e6 for one in found)
+        assert {worker["status"] for worker in client.scheduler_info()["workers"].values()} == {"running"}
+        assert held

@@ -15,7 +15,7 @@ import logging
 import threading
 from collections.abc import Callable
 from time import monotonic
-from typing import Any
+from typing import Any, ClassVar
 
 from shoal import config
 from shoal.shell.areas import AREAS
@@ -46,8 +46,12 @@ class MemoryManager:
         Called on the loop with whether the worker is to pause, and why.
     """
 
+    #: Those of this process. Where there are several, none of them answers for the memory of the whole process.
+    _here: ClassVar[set[MemoryManager]] = set()
+
     def __init__(self, store: ValueStore, limit: int, on_pressure: Callable[[bool, str], None]) -> None:
         self.store, self.memory_limit, self._on_pressure = store, limit, on_pressure
+        self._here.add(self)
         self.target = config.fraction(config.get(_PREFIX + "target", 0.6), _PREFIX + "target")
         self.spill = config.fraction(config.get(_PREFIX + "spill", 0.7), _PREFIX + "spill")
         self.pause = config.fraction(config.get(_PREFIX + "pause", 0.8), _PREFIX + "pause")
@@ -75,6 +79,7 @@ class MemoryManager:
     def close(self) -> None:
         """Stop."""
         self._closed = True
+        self._here.discard(self)
         if self._timer is not None:
             self._timer.cancel()
         self._wake.set()
@@ -95,10 +100,14 @@ class MemoryManager:
             return
         if not self._is_failing():
             self._try(lambda: self._spill_while(lambda: self.over_target))
-        if self.pause and not self.paused and resident_bytes() > self.pause * self.memory_limit:
+        if self.pause and not self.paused and self.used() > self.pause * self.memory_limit:
             looked = threading.Event()
             self._loop.call_soon_threadsafe(self._look, looked)
             looked.wait(self.interval)  # or this thread would begin another task meanwhile
+
+    def used(self) -> int:
+        """Bytes that count against the limit: of the process, or of the results alone where others live there too."""
+        return resident_bytes() if len(self._here) == 1 else self.store.managed
 
     @property
     def over_target(self) -> bool:
@@ -113,7 +122,7 @@ class MemoryManager:
 
     def _look(self, looked: threading.Event | None = None) -> int:
         """Do what the memory of the process asks for; return its bytes."""
-        used = resident_bytes()
+        used = self.used()
         limit = self.memory_limit
         if self._thread is not None and (self.over_target or (self.spill and used > self.spill * limit)):
             self._wake.set()
@@ -161,9 +170,9 @@ class MemoryManager:
         """Spill until there is less than the target, of managed memory or (where that is much) of all."""
         self._spill_while(lambda: self.over_target)
         low = (self.target or self.spill) * self.memory_limit
-        if self.spill and resident_bytes() > self.spill * self.memory_limit:
+        if self.spill and self.used() > self.spill * self.memory_limit:
             give_back()
-            self._spill_while(lambda: resident_bytes() > low)
+            self._spill_while(lambda: self.used() > low)
             give_back()
 
     def _spill_while(self, needed: Callable[[], bool]) -> None:
