@@ -87,12 +87,27 @@ class KilledWorker(TaskError):
 
     def __str__(self) -> str:
         lines = "".join(f"\n  - {death}" for death in self.deaths)
+        told = " ".join(self.deaths)
+        advice = "".join(f"\n{text}" for words, text in _ADVICE if any(word in told for word in words))
         return (
             f"task {self.task!r} was running on {len(self.deaths)} workers when they died "
-            f"(allowed-failures is {self.allowed_failures}):{lines}\n"
-            "If it needs more memory than a worker has, raise memory_limit or split it; if it crashes the "
-            "interpreter, run it alone to see why; to try more often, set distributed.scheduler.allowed-failures."
+            f"(allowed-failures is {self.allowed_failures}):{lines}{advice}\n"
+            "To find out more, run it alone with Client(processes=False) or in a plain interpreter; to try more often, "
+            "set distributed.scheduler.allowed-failures."
         )
+
+
+#: What to try, where deaths are described with one of these words.
+_ADVICE = (
+    (("memory limit",), "It, or what ran beside it, needs more memory than a worker has: raise memory_limit, run fewer "
+     "threads in a worker, or split it."),
+    (("not by its nanny",), "If the kernel ended it for want of memory, the limits of all workers of that machine are "
+     "too high together: lower memory_limit, or start fewer workers."),
+    (("native code",), "A library that it calls crashed: the last words show where, if Python could tell."),
+    (("worker-ttl",), "It held the interpreter's lock for so long that the worker could say nothing: raise "
+     "distributed.scheduler.worker-ttl, or have the native code let go of the lock."),
+    (("exited with status",), "Something that it calls ends the process (os._exit, or exit in native code)."),
+)  # fmt: skip
 
 
 class NoValidWorkerError(TaskError):
