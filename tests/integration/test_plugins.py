@@ -352,6 +352,18 @@ def test_logs_of_workers_are_published(client: Client) -> None:
     assert [record["msg"] for _, record in client.get_events("loud logs")] == ["hello"]
 
 
+def test_logs_of_workers_are_handled_here(client: Client, caplog: Any) -> None:
+    """By the logger of the same name, until it is undone."""
+    client.forward_logging("loud", level=logging.INFO)
+    client.submit(shout, "from afar").result(20)
+    until(lambda: "from afar" in caplog.text)
+    client.unforward_logging("loud")
+    client.submit(shout, "no more").result(20)
+    client.log_event("x", 1)
+    assert client.get_events("x")
+    assert "no more" not in caplog.text
+
+
 def log_from_task(value: Any, dask_worker: Any) -> None:
     dask_worker.log_event(["a", "b"], value)
 

@@ -23,19 +23,23 @@ logger = logging.getLogger("shoal.client")
 T = TypeVar("T")
 
 
+async def _nothing() -> None:
+    pass
+
+
 class AdminCalls(ClientBase):
     """Control."""
 
     # -------------------------------------------------------------------------------------------- control
 
-    async def _say(self, message: Any) -> None:
-        self._connection.say(message)
-
     def _tell(self, message: Any) -> Any:
         self._check_open()
-        if self.asynchronous:
-            return self._say(message)
-        return self._connection.say(message)
+        self._connection.say(message)
+        return self._said()
+
+    def _said(self) -> Any:
+        """What a call returns that waits for nothing: None, to be awaited by an asynchronous client's user."""
+        return _nothing() if self.asynchronous else None
 
     def cancel(self, futures: Any, force: bool = False, reason: str | None = None, msg: str | None = None) -> Any:
         """Cancel futures, and what depends on them; ``force`` overrides the interest of other clients."""

@@ -17,7 +17,7 @@ from shoal.core.effects import EventLogged
 from shoal.errors import UsageError
 from shoal.messages import RegisterPlugin, Restart, Subscribe
 from shoal.plugins.base import NannyPlugin, SchedulerPlugin, WorkerPlugin, kind_of
-from shoal.plugins.builtin import SchedulerUploadFile, UploadFile
+from shoal.plugins.builtin import ForwardLoggingPlugin, SchedulerUploadFile, UploadFile
 from shoal.shell import serialize
 from shoal.shell.serialize import event_of
 
@@ -100,6 +100,31 @@ class Hooks(AdminCalls):
         await self._change_plugin("scheduler", name, data, False)
         return await self._change_plugin("worker", name, serialize.dumps(on_workers, "the file"), False)
 
+    def forward_logging(self, logger_name: str | None = None, level: int = logging.INFO) -> Any:
+        """Have what a logger of every worker is told handled by the logger of that name here, too.
+
+        Parameters
+        ----------
+        logger_name
+            All loggers by default.
+        level
+            From which level on.
+        """
+        topic = f"forwarded-log-{logger_name or 'root'}"
+        plugin = ForwardLoggingPlugin(logger_name or "", level, topic)
+
+        async def begin() -> dict[str, Any]:
+            self._subscribe(topic, _handle_record)
+            return await self._change_plugin("worker", topic, serialize.dumps(plugin, "the plugin"), False)
+
+        return self._sync(begin())
+
+    def unforward_logging(self, logger_name: str | None = None) -> Any:
+        """Undo :meth:`forward_logging`."""
+        topic = f"forwarded-log-{logger_name or 'root'}"
+        self._handlers.pop(topic, None)
+        return self._sync(self._change_plugin("worker", topic, None, False))
+
     # -------------------------------------------------------------------------------------------- restarts
 
     def restart_workers(self, workers: Sequence[str], timeout: Any = None, raise_for_error: bool = True) -> Any:
@@ -173,9 +198,13 @@ class Hooks(AdminCalls):
         if not callable(handler):
             raise UsageError(f"handler must be callable, got {handler!r}")
         self._check_open()
+        self._subscribe(topic, handler)
+        return self._said()
+
+    def _subscribe(self, topic: str, handler: Callable[[tuple[float, Any]], Any]) -> None:
         self._connection.on_event = self._on_event
         self._handlers[topic] = handler
-        return self._tell(Subscribe(topic))
+        self._connection.say(Subscribe(topic))
 
     def unsubscribe_topic(self, topic: str) -> Any:
         """Stop what :meth:`subscribe_topic` began.
@@ -205,6 +234,12 @@ class Hooks(AdminCalls):
         self._handling.discard(task)
         if not task.cancelled() and task.exception() is not None:
             logger.error("the handler of an event failed", exc_info=task.exception())
+
+
+def _handle_record(event: tuple[float, Any]) -> None:
+    """Have a log record of a worker handled here."""
+    _, fields = event
+    logging.getLogger(fields["name"]).handle(logging.makeLogRecord(fields))
 
 
 def _kind(plugin: Any) -> str:
