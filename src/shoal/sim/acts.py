@@ -8,6 +8,7 @@ from random import Random
 from typing import TYPE_CHECKING, Final
 
 from shoal.core.events import Command, LinkLost, ValuesLost
+from shoal.core.worker.replica import ReplicaState
 from shoal.messages import Options as TaskOptions
 from shoal.sim.options import Options
 from shoal.sim.workload import graph
@@ -300,7 +301,9 @@ def _deaf(world: World, worker: WorkerNode, rng: Random) -> bool:
 
 
 def _break_files(world: World, worker: WorkerNode, rng: Random) -> bool:
-    keys = rng.sample(sorted(worker.values), min(len(worker.values), rng.randint(1, 3)))
+    known = worker.core.keys  # a value of which it is not said yet that it is there has no file
+    held = sorted(key for key in worker.values if key in known and known[key].replica is ReplicaState.HELD)
+    keys = rng.sample(held, min(len(held), rng.randint(1, 3)))
     for key in keys:
         del worker.values[key]
     if keys:
