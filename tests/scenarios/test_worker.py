@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from shoal.core.effects import Drop, Effect, Fetch, Run, Send
-from shoal.core.events import FetchDone, FetchFailed, Outcome, Outcomes, Received, Seceded
+from shoal.core.events import FetchDone, FetchFailed, Outcome, Outcomes, Received, Seceded, ValuesLost
 from shoal.core.worker.key import Goal
 from shoal.core.worker.reactor import WorkerCore
 from shoal.messages import (
@@ -16,6 +16,7 @@ from shoal.messages import (
     Failed,
     Finished,
     FreeKeys,
+    GivenBack,
     LongRunning,
     Missing,
     Rescheduled,
@@ -205,3 +206,29 @@ def test_w19_resources_through_changes_of_mind() -> None:
     script.ended("y")
     assert script.core.slots.available == {"GPU": 1}
     assert script.core.keys == {}
+
+
+def test_a_copy_that_was_let_go_of_while_it_was_on_its_way_is_not_announced() -> None:
+    """It serves the task that waits for it, and is dropped; the scheduler never takes this worker for a holder."""
+    script = Script()
+    script.hear(compute(task("y", 1, {"x": ["p"]}), peers={"p": ["tcp://p"]}))
+    script.hear(FreeKeys(["x"]))
+    effects = script(FetchDone("p", [("x", 8, "int")], [], {}))
+    assert runs(effects) == ["y"]
+    assert said(effects, AddKeys) == []
+    assert any(isinstance(effect, Drop) and effect.keys == ["x"] for effect in effects)
+    assert said(script.ended("y"), Finished)
+
+
+def test_a_value_whose_file_is_broken_is_given_up_with_what_needs_it_here() -> None:
+    """The scheduler hears that the copy is gone, and gets back what cannot be computed here now."""
+    script = Script(nthreads=1)
+    script.hear(compute(task("x", 1)))
+    script.ended("x")
+    script.hear(compute(task("busy", 2), task("y", 3, {"x": ["w"]})))
+    effects = script(ValuesLost(["x", "unknown"]))
+    assert [(message.key, message.absent) for message in said(effects, Missing)] == [("x", ["w"])]
+    assert [message.items for message in said(effects, GivenBack)] == [[("y", 3)]]
+    assert runs(script.ended("busy")) == []
+    assert runs(script.hear(FreeKeys(["x"]), compute(task("x", 4)))) == ["x"]
+    assert said(script.ended("x"), Finished)

@@ -181,7 +181,7 @@ class Copies(ABC):
             record.holders.clear()
             if record.goal is Goal.COMPUTE:
                 self._report_done(record)
-            else:
+            elif record.goal is Goal.HOLD:  # else it goes when those here that wait for it have it
                 self._add_key(record)
             self._stored(record)
         for key, reason in event.failed.items():

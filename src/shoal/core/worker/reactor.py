@@ -355,7 +355,7 @@ class WorkerCore(Copies):
             self._replica(record, ReplicaEvent.STORE)
             if record.goal is Goal.COMPUTE:
                 self._report_done(record, outcome)
-            else:
+            elif record.goal is Goal.HOLD:
                 self._add_key(record)
             self._stored(record)
         elif outcome.status == "error" and record.goal is Goal.COMPUTE:
