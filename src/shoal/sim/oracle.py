@@ -165,6 +165,9 @@ class Oracle:
 
     def check_wishes(self) -> None:
         """All that clients hold is done: with the right value, or for a cause."""
+        for nanny in self.world.nannies.values():
+            there = nanny.worker is not None or nanny.wanted == "leave"
+            self.world.require(there, f"{nanny.name} has no worker, and was told to {nanny.wanted}")
         for client in self.world.clients.values():
             self.world.require(not client.asked, f"{client.name} was not answered: {client.asked}")
             for record in client.core.futures.values():

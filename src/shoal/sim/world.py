@@ -372,7 +372,8 @@ class World:
                 self.lose(worker.name, "worker", "silent")
                 worker.tell(LinkLost("scheduler", "s", "silent"))
         for nanny in list(self.nannies.values()):
-            nanny.tell(Command("start"))  # it may have been told to end its worker
+            if nanny.wanted == "kill":
+                nanny.tell(Command("start"))
         for host in HOSTS:
             known = [node for node in self.workers.values() if WorkerId(node.name) in self.scheduler.state.workers]
             if not any(node.host == host for node in (self.nannies.values() or known)):
