@@ -41,8 +41,6 @@ def test_a_worker_that_dies_is_reported_and_started_again_at_once() -> None:
     assert died.output == event.output
     assert spawn == Spawn(2)
     assert (core.restarts, core.deaths) == (1, {"signal": 1})
-    core.handle([ChildReady(2, "w2", "tcp://w2", 8)], 5.75)
-    assert core.recovery == 0.75
 
 
 def test_starts_that_fail_are_further_and_further_apart_and_end() -> None:

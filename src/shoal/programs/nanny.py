@@ -177,11 +177,6 @@ class NannyProgram:
         return self._orders.address
 
     @property
-    def public(self) -> Any:
-        """What users know as this nanny."""
-        return self._public
-
-    @property
     def memory_limit(self) -> int:
         """Bytes that the worker may use; 0 is no limit."""
         return self.memory_manager.memory_limit

@@ -88,8 +88,6 @@ class NannyCore:
         self.restarts = 0
         #: How many ended, by cause.
         self.deaths: dict[str, int] = {}
-        #: Seconds from the last death to the next readiness, once that is known.
-        self.recovery: float | None = None
         #: Why the process is being ended, once that is so.
         self.reason = ""
         self.failure = ""
@@ -97,7 +95,6 @@ class NannyCore:
         self._replace = False
         self._was_up = False
         self._failed_starts = 0
-        self._died_at: float | None = None
         self._due: float | None = None
         self._effects: list[Effect] = []
 
@@ -112,7 +109,7 @@ class NannyCore:
                     for message in event.messages:
                         self._on_message(message, now)
                 case ChildReady():
-                    self._on_ready(event, now)
+                    self._on_ready(event)
                 case ChildFailed() if event.incarnation == self.incarnation:
                     self.failure = event.reason
                 case ChildExited() if event.incarnation == self.incarnation:
@@ -227,15 +224,13 @@ class NannyCore:
 
     # -------------------------------------------------------------------------------------------- the process
 
-    def _on_ready(self, event: ChildReady, now: float) -> None:
+    def _on_ready(self, event: ChildReady) -> None:
         if event.incarnation == self.incarnation and self.state is ChildState.STARTING:
             self._advance(ChildEvent.READY)
             self.worker, self.address = event.worker, event.address
             self._was_up = True
             self._failed_starts = 0
             self._due = None
-            if self._died_at is not None:
-                self.recovery, self._died_at = now - self._died_at, None
 
     def _on_exit(self, event: ChildExited, now: float) -> None:
         asked = self._cause in (Cause.ASKED, Cause.RESTART)
@@ -252,7 +247,6 @@ class NannyCore:
         )  # fmt: skip
         self._effects.append(Send("", told))
         self._due = None
-        self._died_at = now
         if again:
             self._start_again(reason, event, now)
         elif self.wish is not Wish.DOWN:
