@@ -588,3 +588,18 @@ def test_calls_that_a_nanny_answers_at_its_own_address() -> None:
             stranger.close()
 
     run(work())
+
+
+def test_a_nanny_that_goes_during_a_restart_is_told_of_at_once() -> None:
+    """Whoever asked for the restart does not wait for the timeout."""
+
+    async def work() -> None:
+        async with Scheduler() as scheduler, Client(scheduler.address, asynchronous=True) as client:
+            nanny = await Nanny(scheduler.address, nthreads=1, name="alice")
+            os.kill(nanny.pid, signal.SIGSTOP)
+            asked = asyncio.ensure_future(client.restart_workers(["alice"], timeout=300))
+            await asyncio.sleep(0.1)
+            await nanny.close(timeout=0.1)
+            assert await asked == {"alice": "removed"}
+
+    run(work(), 30)
