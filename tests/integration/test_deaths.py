@@ -169,6 +169,23 @@ def test_what_a_task_started_ends_with_its_worker(tmp_path: Path) -> None:
         until(lambda: not psutil.pid_exists(child))
 
 
+def test_what_a_task_started_lives_on_where_that_is_wished(tmp_path: Path) -> None:
+    """``distributed.worker.daemon: false``."""
+    with (
+        dask.config.set({"distributed.worker.daemon": False}),
+        LocalCluster(n_workers=1, threads_per_worker=1) as cluster,
+        Client(cluster) as client,
+    ):
+        child = client.submit(start_a_child, str(tmp_path / "pid")).result(20)
+        number = client.submit(pid, pure=False).result(20)
+        os.kill(number, signal.SIGKILL)
+        assert client.submit(pid, pure=False).result(20) != number
+    try:
+        assert psutil.pid_exists(child)
+    finally:
+        os.kill(child, signal.SIGKILL)
+
+
 @pytest.mark.parametrize("wedge", ["stopped", "gil"])
 def test_a_wedged_worker_is_restarted_when_asked(wedge: str, tmp_path: Path) -> None:
     """One that does not run, and one that is in a C call which never returns."""

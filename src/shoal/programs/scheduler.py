@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import itertools
 import logging
 import time
 from collections.abc import Awaitable, Coroutine, Sequence
@@ -85,6 +86,7 @@ class SchedulerProgram:
         self._hooks = Plugins("scheduler", self._public)
         #: What plugins asked of workers and nannies, by number.
         self._asked: dict[int, asyncio.Future[Any]] = {}
+        self._numbers = itertools.count()
         self._scratch: Scratch | None = None
         self._loop = asyncio.get_running_loop()
         self.driver = Driver(self.core, self._perform, self._loop, lambda error: self.finished.set())
@@ -250,7 +252,7 @@ class SchedulerProgram:
     async def _offer(self, kind: str, name: str, payload: Any) -> dict[str, Any]:
         if self.finished.is_set():
             return {}
-        rid = len(self._asked) + max(self._asked, default=0) + 1
+        rid = next(self._numbers)
         future = self._asked[rid] = self._loop.create_future()
         self.driver.push(PluginOffered(rid, kind, name, payload))
         answer = await future
