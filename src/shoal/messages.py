@@ -216,6 +216,24 @@ class Bye(Message):
     reason: str = ""
 
 
+class Leaving(Message):
+    """The order :class:`Leave` of this number was heard, and all that was said before it is said."""
+
+    number: int
+
+
+class AskRetirement(Message):
+    """Move what only this worker holds, then let it go: ``reason`` is why.
+
+    ``patience`` is how long (seconds) running tasks may take to end; then they run elsewhere. With ``restart`` another
+    process takes its place.
+    """
+
+    reason: str
+    patience: float | None = None
+    restart: bool = False
+
+
 class LogEvent(Message):
     """Keep an event under some topics, and tell who subscribed to them; ``when`` in seconds since 1970."""
 
@@ -330,6 +348,50 @@ class Subscribe(Message):
     on: bool = True
 
 
+class Retire(Message):
+    """Have workers leave, once what only they hold is elsewhere.
+
+    ``workers`` are addresses, names, hosts or ids; without them, those that are needed least are taken, by the
+    ``criteria`` of ``core/scheduler/scaling.py``. Answered once all have left, or stay: ``{"retired": {address: …},
+    "kept": {address: why}}``. ``close``: their processes end; ``remove``: the scheduler forgets them; ``force``: they
+    go even where data is lost by it; ``patience`` as for :class:`AskRetirement`.
+    """
+
+    rid: int
+    workers: list[str] | None = None
+    criteria: dict[str, Any] = msgspec.field(default_factory=dict)
+    close: bool = True
+    remove: bool = True
+    force: bool = False
+    patience: float | None = None
+    reason: str = ""
+
+
+class Replicate(Message):
+    """Have each key on ``count`` of ``workers`` (None: on all of them); answered with what could not be done."""
+
+    rid: int
+    keys: list[str]
+    count: int | None = None
+    workers: list[str] | None = None
+    branching: int = 2
+
+
+class Rebalance(Message):
+    """Move ``keys`` (None: all) between ``workers`` until each has its share of memory; answered with figures."""
+
+    rid: int
+    keys: list[str] | None = None
+    workers: list[str] | None = None
+
+
+class ManageMemory(Message):
+    """Have the active memory manager ``start``, ``stop``, ``run_once``, or say whether it is ``running``."""
+
+    rid: int
+    what: str
+
+
 class Shutdown(Message):
     """Close the workers, then the scheduler."""
 
@@ -350,6 +412,10 @@ FromClient = (
     | RegisterPlugin
     | Subscribe
     | LogEvent
+    | Retire
+    | Replicate
+    | Rebalance
+    | ManageMemory
     | Shutdown
     | Bye
 )
@@ -521,6 +587,14 @@ class Missing(Message):
     unreachable: list[str]
 
 
+class NotCopied(Message):
+    """A copy that was asked for with :class:`AcquireCopies` will not come; ``broken``: the value cannot travel."""
+
+    key: str
+    reason: str
+    broken: bool = False
+
+
 class Heartbeat(Message):
     """The worker is alive; how it is."""
 
@@ -540,6 +614,9 @@ FromWorker = (
     | AddKeys
     | DataPut
     | Missing
+    | NotCopied
+    | Leaving
+    | AskRetirement
     | Heartbeat
     | LogEvent
     | Answer
@@ -572,9 +649,44 @@ class Compute(Message):
 
 
 class FreeKeys(Message):
-    """Drop these: the task, the copy, both. What runs is let run and its result dropped."""
+    """Drop these: the task, the copy, both. What runs is let run and its result dropped.
+
+    ``seen`` is how many announcements of copies (:class:`AddKeys`, :class:`DataPut`) of this worker were heard: copies
+    that it announced later are not meant.
+    """
 
     keys: list[str]
+    seen: int = 0
+
+
+class AcquireCopies(Message):
+    """Hold copies of these for others' sake; those of a lower ``rank`` first."""
+
+    items: list[Dep]
+    rank: int
+    peers: dict[str, list[str]]
+
+
+class Leave(Message):
+    """Begin no more tasks, give back what no thread has, take no data; a nanny: start no other worker.
+
+    ``on=False``: it is not to go, after all. Answered with :class:`Leaving`.
+    """
+
+    number: int
+    on: bool = True
+    reason: str = ""
+
+
+class Retired(Message):
+    """The scheduler has let go of this worker for good: it is not to come back. ``close``: its process ends."""
+
+    reason: str
+    close: bool = True
+
+
+class Unknown(Message):
+    """The scheduler does not know this worker: it is to register again, with what it holds."""
 
 
 class Steal(Message):
@@ -619,6 +731,10 @@ ToWorker = (
     | WorkerRejected
     | Compute
     | FreeKeys
+    | AcquireCopies
+    | Leave
+    | Retired
+    | Unknown
     | Steal
     | Holders
     | DropFunctions
@@ -718,7 +834,7 @@ class WorkerGaveUp(Message):
     reason: str
 
 
-FromNanny = RegisterNanny | WorkerDied | WorkerGaveUp | LogEvent | Answer | Bye
+FromNanny = RegisterNanny | WorkerDied | WorkerGaveUp | Leaving | AskRetirement | LogEvent | Answer | Bye
 
 
 class NannyRegistered(Message):
@@ -752,7 +868,7 @@ class Order(Message):
 FromCaller = Order | Bye
 ToCaller = Answer | Bye
 
-ToNanny = NannyRegistered | RestartWorker | Call | ChangePlugin | Close
+ToNanny = NannyRegistered | RestartWorker | Leave | Call | ChangePlugin | Close
 
 #: What the scheduler's listener may hear on an open link, by the role that the handshake proved.
 INBOUND: dict[str, Any] = {"client": FromClient, "worker": FromWorker, "nanny": FromNanny}

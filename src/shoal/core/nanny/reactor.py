@@ -27,7 +27,7 @@ from shoal.core.events import (
 )
 from shoal.core.nanny.child import CHILD, ChildEvent, ChildState
 from shoal.core.nanny.death import Cause, describe_exit
-from shoal.messages import Answer, Call, ChangePlugin, Close, RestartWorker, WorkerDied, WorkerGaveUp
+from shoal.messages import Answer, Call, ChangePlugin, Close, Leave, Leaving, RestartWorker, WorkerDied, WorkerGaveUp
 
 #: Seconds between being asked to end and being killed.
 GRACE = 2.0
@@ -179,6 +179,8 @@ class NannyCore:
             self.wish = Wish.LEAVE
             if self.state in (ChildState.DOWN, ChildState.BACKOFF, ChildState.GIVEN_UP):
                 self._on_command("close", reason, timeout, now)
+        elif what == "stay" and self.wish is Wish.LEAVE:
+            self.wish = Wish.UP
         elif what == "close":
             self.wish = Wish.CLOSED
             self._want_none(Cause.ASKED, reason or "closed", now, grace)
@@ -217,6 +219,9 @@ class NannyCore:
                     self._restart(Cause.RESTART, message.reason, now, grace)
             case Close():
                 self._on_command("close", message.reason, GRACE / _ASKING, now)
+            case Leave():
+                self._on_command("leave" if message.on else "stay", message.reason, GRACE / _ASKING, now)
+                self._effects.append(Send("", Leaving(message.number)))
             case Call():
                 self._effects.append(CallUser(message.rid, message.payload, message.wait))
             case ChangePlugin():

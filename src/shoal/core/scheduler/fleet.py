@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any, assert_never
 
 from shoal.core.effects import ERROR, INFO, WARNING, Answered, CloseLink, Effect, Log, Notify, Send
 from shoal.core.scheduler.calls import PendingCalls
+from shoal.core.scheduler.copying import Copying
 from shoal.core.scheduler.roster import WorkerRecord
 from shoal.core.scheduler.settings import Settings
 from shoal.core.scheduler.state import SchedulerState
@@ -16,6 +19,7 @@ from shoal.ids import ClientId, SlotId, WorkerId
 from shoal.messages import (
     AddKeys,
     Answer,
+    AskRetirement,
     Bye,
     DataPut,
     Failed,
@@ -27,13 +31,17 @@ from shoal.messages import (
     Holders,
     KeyInfo,
     KeysCancelled,
+    Leaving,
     LogEvent,
     LongRunning,
     Missing,
+    NotCopied,
     RegisterWorker,
     Rescheduled,
     RestartWorker,
+    Retired,
     StealAnswer,
+    Unknown,
     WorkerRegistered,
     WorkerRejected,
     WorkerStatus,
@@ -43,7 +51,7 @@ from shoal.messages import (
 UNREACHABLE_LIMIT = 5
 
 
-class Fleet:
+class Fleet(ABC):
     """Workers come, report, fall silent and die."""
 
     def __init__(self, id: str, settings: Settings | None = None) -> None:
@@ -51,8 +59,11 @@ class Fleet:
         self.settings = settings or Settings()
         self.state = SchedulerState(self.settings)
         self.balancer = Balancer(self.state)
+        self.copying = Copying(self.state, self.settings.move_timeout)
         self.calls = PendingCalls()
         told = self.settings
+        #: Takes workers and returns those that may go when the cluster shrinks, where a plugin has a say.
+        self.downscaling: Callable[[list[WorkerRecord]], list[WorkerRecord]] | None = None
         self.topics = Topics(self.state, told.events_length, told.epoch, told.events_keep)
         #: Plugins for those that join later, by kind and name, in the order of their coming.
         self.plugins: dict[str, dict[str, Any]] = {"worker": {}, "nanny": {}, "scheduler": {}}
@@ -62,6 +73,17 @@ class Fleet:
         self._ttl_check: float | None = None
         self._roles: dict[str, str] = {}
         self._unreachable: dict[tuple[str, str], int] = {}
+        #: Why no worker may register in a slot any more, and why a worker whose link is open is none any more.
+        self.left: dict[SlotId, str] = {}
+        self.retired: dict[WorkerId, str] = {}
+
+    @abstractmethod
+    def _on_leaving(self, peer: str, number: int) -> None:
+        """A worker or a nanny heard that the worker is to go."""
+
+    @abstractmethod
+    def _on_ask_retirement(self, worker: WorkerRecord, message: AskRetirement) -> None:
+        """A worker says that it has to go."""
 
     def _say(self, to: str, message: Any) -> None:
         """Send at once, ahead of what :meth:`SchedulerState.flush` gathers; for answers that wait for nothing."""
@@ -91,6 +113,9 @@ class Fleet:
             self._on_register_worker(peer, message)
             return
         if worker is None:
+            if isinstance(message, Heartbeat):
+                reason = self.retired.get(WorkerId(peer))
+                self._say(peer, Unknown() if reason is None else Retired(reason, False))
             return
         match message:
             case Finished():
@@ -104,6 +129,7 @@ class Fleet:
             case Failed():
                 self._on_failed(worker, message)
             case AddKeys():
+                worker.announced += 1
                 for info_item in message.items:
                     task = state.tasks.get(info_item.key)
                     if task is not None and _is_copy(task, worker, info_item):
@@ -115,7 +141,14 @@ class Fleet:
             case Missing():
                 self._on_missing(worker, message)
             case DataPut():
+                worker.announced += 1
                 self._on_data_put(worker, message)
+            case NotCopied():
+                self.copying.refused(worker, message)
+            case Leaving():
+                self._on_leaving(peer, message.number)
+            case AskRetirement():
+                self._on_ask_retirement(worker, message)
             case Rescheduled():
                 task = self._assigned(worker, message.key, message.attempt)
                 if task is not None:
@@ -162,6 +195,11 @@ class Fleet:
         before = state.by_slot.get(SlotId(message.slot))
         if before is not None:
             self._remove_worker(before, "another worker process took its place", expected=False)
+        if message.slot in self.left:
+            reason = f"it has left, and may not come back: {self.left[SlotId(message.slot)]}"
+            self._log(INFO, f"refused worker {peer}: {reason}")
+            self._say(peer, WorkerRejected(reason))
+            return
         namesake = state.by_name.get(message.name)
         if namesake is not None:
             reason = f"a worker named {message.name!r} is here already, at {namesake.address}"
@@ -212,6 +250,7 @@ class Fleet:
         self._tell_of_worker(
             worker, "worker-status-change", {"status": "paused" if message.paused else "running", "why": message.reason}
         )
+        worker.paused = message.paused
         if message.paused:
             self._log(WARNING, f"worker {worker.name} takes no tasks: {message.reason}")
             self.state.pause(worker)
@@ -284,8 +323,14 @@ class Fleet:
                 state.tell(client, KeysCancelled([item.key], text))
 
     def _remove_worker(
-        self, worker: WorkerRecord, reason: str, expected: bool, running: list[str] | None = None
+        self,
+        worker: WorkerRecord,
+        reason: str,
+        expected: bool,
+        running: list[str] | None = None,
+        safe: bool = False,
     ) -> None:
+        """``safe``: nothing is lost by it."""
         state = self.state
         assigned = state.remove_worker(worker)
         has_nanny = worker.slot in state.nannies
@@ -294,10 +339,12 @@ class Fleet:
         level = INFO if expected else WARNING
         self._log(level, f"worker {worker.name} ({worker.address}) left: {reason}")
         self._answer_calls(self.calls.peer_lost(worker.id, f"worker {worker.name} left: {reason}"))
-        self._effects.append(CloseLink(worker.id, reason))
-        self._tell_of_worker(worker, "remove-worker", {"reason": reason, "expected": expected, "tasks": len(assigned)})
+        if worker.id not in self.retired:
+            self._effects.append(CloseLink(worker.id, reason))
+        told = {"reason": reason, "expected": expected, "safe": safe, "tasks": len(assigned)}
+        self._tell_of_worker(worker, "remove-worker", told)
         self.topics.expire(worker.address)
-        self._notify("remove_worker", worker.address, reason, expected)
+        self._notify("remove_worker", worker.address, reason, expected, safe)
         if not expected and not has_nanny:
             self.deaths["lost"] = self.deaths.get("lost", 0) + 1
         if running is None and not expected and not has_nanny:

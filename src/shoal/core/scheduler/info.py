@@ -15,6 +15,7 @@ from shoal.core.scheduler.task import Task, TaskState
 from shoal.errors import UsageError
 
 if TYPE_CHECKING:
+    from shoal.core.scheduler.fleet import Fleet
     from shoal.core.scheduler.reactor import SchedulerCore
 
 
@@ -78,7 +79,7 @@ def nanny_identity(core: SchedulerCore, nanny: NannyRecord) -> dict[str, Any]:
     }
 
 
-def worker_identity(core: SchedulerCore, worker: WorkerRecord) -> dict[str, Any]:
+def worker_identity(core: Fleet, worker: WorkerRecord) -> dict[str, Any]:
     return {
         "type": "Worker",
         "id": worker.name,

@@ -26,7 +26,7 @@ class Outbox:
 
     def flush_free(self, worker: WorkerRecord) -> None:
         if worker.out_free:
-            worker.out.append(FreeKeys(list(worker.out_free)))
+            worker.out.append(FreeKeys(list(worker.out_free), worker.announced))
             worker.out_free.clear()
 
     def tell(self, peer: WorkerRecord | ClientRecord, message: Any) -> None:

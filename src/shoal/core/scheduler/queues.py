@@ -116,6 +116,9 @@ class Stranded:
     def __contains__(self, task: Task) -> bool:
         return task in self._groups.get(placement.restrictions(task), ())
 
+    def __len__(self) -> int:
+        return sum(len(group) for group in self._groups.values())
+
     def __iter__(self) -> Iterator[Task]:
         for group in self._groups.values():
             yield from group

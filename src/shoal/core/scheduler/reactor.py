@@ -25,7 +25,7 @@ from shoal.core.scheduler import explain, info
 from shoal.core.scheduler.invariants import check
 from shoal.core.scheduler.roster import ClientRecord, FunctionRecord
 from shoal.core.scheduler.settings import Settings
-from shoal.core.scheduler.supervision import Supervision
+from shoal.core.scheduler.spreading import Spreading
 from shoal.core.scheduler.task import Task, TaskState
 from shoal.errors import ShoalError
 from shoal.ids import ClientId, SlotId, WorkerId
@@ -40,10 +40,14 @@ from shoal.messages import (
     FromClient,
     KeysCancelled,
     LogEvent,
+    ManageMemory,
     Query,
+    Rebalance,
     RegisterClient,
     RegisterPlugin,
+    Replicate,
     Restart,
+    Retire,
     Retry,
     RunFunction,
     Shutdown,
@@ -55,7 +59,7 @@ from shoal.messages import (
 )
 
 
-class SchedulerCore(Supervision):
+class SchedulerCore(Spreading):
     """All decisions of the scheduler.
 
     Parameters
@@ -98,6 +102,8 @@ class SchedulerCore(Supervision):
         self._check_restarts(now)
         self._check_stranded(now)
         state.settle()
+        self._step_copies(now)
+        state.settle()
         self.balancer.step(now)
         if state.watched:
             effects.append(Notify("transition", tuple(state.watched)))
@@ -114,6 +120,9 @@ class SchedulerCore(Supervision):
         """When :meth:`handle` is to be called even if nothing happens."""
         due = [restart.deadline for restart in self.restarts]
         due += [at for at in (self._ttl_check, self._strand_check(), self.balancer.deadline()) if at is not None]
+        copies = self._copies_due(self.state.now)
+        if copies is not None:
+            due.append(copies)
         return min(due, default=None)
 
     def _on_received(self, event: Received) -> None:
@@ -139,6 +148,7 @@ class SchedulerCore(Supervision):
         self._roles.pop(event.peer, None)
         self.state.stimulus = f"lost:{event.peer}"
         if event.role == "worker":
+            self.retired.pop(WorkerId(event.peer), None)
             worker = self.state.workers.get(WorkerId(event.peer))
             if worker is not None:
                 self._remove_worker(worker, f"its link broke ({event.reason})", expected=False)
@@ -198,6 +208,14 @@ class SchedulerCore(Supervision):
                 self.topics.subscribe(client.id, message.topic, message.on)
             case LogEvent():
                 self.topics.log(message.topics, message.msg, message.when)
+            case Retire():
+                self._on_retire(client, message)
+            case Replicate():
+                self._on_replicate(client, message)
+            case Rebalance():
+                self._on_rebalance(client, message)
+            case ManageMemory():
+                self._on_manage(client, message)
             case Shutdown():
                 self._on_shutdown(client, message)
             case Bye():
@@ -332,8 +350,8 @@ class SchedulerCore(Supervision):
         state = self.state
         for nanny in state.nannies.values():
             self._say(nanny.id, Close(reason))
-        for worker in state.workers.values():
-            self._say(worker.id, Close(reason))
+        for id in [*state.workers, *self.retired]:
+            self._say(id, Close(reason))
         for client in state.clients.values():
             self._say(client.id, Bye(reason))
         self._effects.append(Stop(reason))

@@ -9,11 +9,14 @@ from __future__ import annotations
 import math
 from collections import deque
 from enum import IntEnum, auto
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from shoal.core.machine import Table
 from shoal.core.scheduler.task import Task
 from shoal.ids import ClientId, SlotId, WorkerId
+
+if TYPE_CHECKING:
+    from shoal.core.scheduler.copying import Move
 
 
 class WorkerState(IntEnum):
@@ -74,10 +77,11 @@ class WorkerRecord:
     """One worker process."""
 
     __slots__ = (
-        "addresses", "executors", "functions", "has_what", "heap_load", "host", "id", "last_seen", "lingering",
-        "local_directory", "memory_limit", "metrics", "n_ahead", "n_long_running", "n_needy", "n_stealing",
-        "n_stolen", "name", "nbytes", "nthreads", "occupancy", "out", "out_free", "peers", "pid", "postponed",
-        "processing", "resources", "slot", "slots", "state",
+        "addresses", "announced", "executors", "functions", "has_what", "heap_load", "host", "id", "incoming",
+        "incoming_nbytes", "last_seen", "lingering", "local_directory", "memory_limit", "metrics", "n_ahead",
+        "n_long_running", "n_needy", "n_stealing", "n_stolen", "name", "nbytes", "nthreads", "occupancy", "out",
+        "out_free", "paused", "peers", "pid", "postponed", "processing", "progress", "resources", "slot", "slots",
+        "state",
     )  # fmt: skip
 
     def __init__(
@@ -122,6 +126,15 @@ class WorkerRecord:
         self.lingering: dict[int, float] = {}
         #: Bytes of results held.
         self.nbytes = 0
+        #: How often it told of copies that it had not been assigned to compute.
+        self.announced = 0
+        #: Copies that it was asked for, with their bytes in all, and when the last of them came
+        #: or the first was asked for.
+        self.incoming: dict[Task, Move] = {}
+        self.incoming_nbytes = 0
+        self.progress = 0.0
+        #: Whether it takes no tasks of its own accord.
+        self.paused = False
         #: Functions and peers that it was told of, so that each is sent once.
         self.functions: set[str] = set()
         self.peers: set[str] = set()
@@ -152,9 +165,14 @@ class WorkerRecord:
     def running(self) -> bool:
         return self.state is WorkerState.RUNNING
 
+    @property
+    def stays(self) -> bool:
+        """Whether a copy that it holds is safe from retirement."""
+        return self.state is WorkerState.RUNNING or self.state is WorkerState.PAUSED
+
     def answers_to(self, name: str) -> bool:
-        """Whether a user who writes ``name`` (name, address, host or id) means this worker."""
-        return name in (self.name, self.host, self.id) or name in self.addresses
+        """Whether a user who writes ``name`` (name, address, host, id or slot) means this worker."""
+        return name in (self.name, self.host, self.id, self.slot) or name in self.addresses
 
     def __lt__(self, other: WorkerRecord) -> bool:
         return self.id < other.id

@@ -7,9 +7,10 @@ class Settings:
     """What the configuration says, as the cores need it: plain values, read once."""
 
     __slots__ = (
-        "allowed_failures", "backlog", "bandwidth", "durations", "epoch", "events_keep", "events_length",
-        "heartbeat_interval", "no_workers_timeout",
-        "saturation", "story_length", "stream_length", "unknown_duration", "validate", "worker_ttl",
+        "allowed_failures", "amm_interval", "amm_running", "backlog", "bandwidth", "durations", "epoch",
+        "events_keep", "events_length", "fill", "heartbeat_interval", "idle_timeout", "move_timeout",
+        "no_workers_timeout", "rebalance", "saturation", "story_length", "stream_length", "unknown_duration",
+        "validate", "worker_ttl",
     )  # fmt: skip
 
     def __init__(
@@ -29,6 +30,12 @@ class Settings:
         events_length: int = 1000,
         epoch: float = 0.0,
         events_keep: float = 3600.0,
+        move_timeout: float = 30.0,
+        fill: float = 0.8,
+        amm_running: bool = True,
+        amm_interval: float = 2.0,
+        rebalance: tuple[float, float, float] = (0.3, 0.6, 0.1),
+        idle_timeout: float | None = None,
     ) -> None:
         self.allowed_failures = allowed_failures
         self.saturation = saturation
@@ -46,3 +53,12 @@ class Settings:
         #: Seconds to add to the scheduler's clock to have the time since 1970.
         self.epoch = epoch
         self.events_keep = events_keep
+        #: Seconds without a copy after which a worker that was asked for some is not waited for.
+        self.move_timeout = move_timeout
+        #: The share of a worker's memory limit up to which it is given the results of those that leave.
+        self.fill = fill
+        self.amm_running, self.amm_interval = amm_running, amm_interval
+        #: Shares of the memory limit: who gives some away, who takes some, and the gap that is left between the two.
+        self.rebalance = rebalance
+        #: Seconds without work after which the cluster closes.
+        self.idle_timeout = idle_timeout

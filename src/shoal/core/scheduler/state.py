@@ -182,7 +182,10 @@ class SchedulerState(Assignment):
         if task.state is TaskState.RELEASED:
             self._advance(task, TaskEvent.SCATTER)
             task.nbytes, task.type = nbytes, type
+        before = len(task.who_has or ())
         self.add_replica(task, worker)
+        if len(task.who_has or ()) > max(before, 1):  # it was put on several, on purpose
+            self.wanted_copies[task] = max(self.wanted_copies.get(task, 1), len(task.who_has or ()))
         self._announce(task, None)
 
     def fail(self, task: Task, error: Any, origin: str) -> None:
@@ -384,6 +387,7 @@ class SchedulerState(Assignment):
         if task.dependents:
             return
         self._advance(task, TaskEvent.FORGET)
+        self.wanted_copies.pop(task, None)
         self._remove_task(task)
         for dep in task.deps:
             assert dep.dependents is not None
@@ -420,12 +424,29 @@ class SchedulerState(Assignment):
             task.who_has[worker] = None
             worker.has_what[task] = None
             worker.nbytes += max(task.nbytes, 0)
+            if len(task.who_has) > 1:
+                self.replicated[task] = None
+            if self.touched is not None:
+                self.touched[task] = None
 
     def _forget_replica(self, task: Task, worker: WorkerRecord) -> None:
         assert task.who_has is not None
         del task.who_has[worker]
         del worker.has_what[task]
         worker.nbytes -= max(task.nbytes, 0)
+        if len(task.who_has) == 1:
+            self.replicated.pop(task, None)
+        if self.touched is not None:
+            self.touched[task] = None
+
+    def drop_copy(self, task: Task, worker: WorkerRecord) -> bool:
+        """Have ``worker`` drop its copy, unless it is the last that is on a worker which stays."""
+        who_has = task.who_has or {}
+        if worker not in who_has or not any(other is not worker and other.stays for other in who_has):
+            return False
+        self._forget_replica(task, worker)
+        self.free(worker, task.key)
+        return True
 
     def _take_back(self, task: Task) -> None:
         """Tell the worker of ``task`` to drop it; count its thread until that is known to be free."""
@@ -494,6 +515,20 @@ class SchedulerState(Assignment):
         """``worker`` takes tasks again."""
         if worker.state is WorkerState.PAUSED:
             worker.state = WORKER.advance(worker.state, WorkerEvent.RESUME, worker.id)
+            self._takes_tasks(worker)
+
+    def retire(self, worker: WorkerRecord) -> None:
+        """``worker`` is to go: it takes no tasks."""
+        if worker.running:
+            self._takes_none(worker)
+        worker.state = WORKER.advance(worker.state, WorkerEvent.RETIRE, worker.id)
+
+    def keep(self, worker: WorkerRecord) -> None:
+        """``worker`` is not to go, after all."""
+        worker.state = WORKER.advance(worker.state, WorkerEvent.KEEP, worker.id)
+        if worker.paused:
+            worker.state = WORKER.advance(worker.state, WorkerEvent.PAUSE, worker.id)
+        else:
             self._takes_tasks(worker)
 
     def fail_stranded(self, timeout: float) -> int:

@@ -12,9 +12,12 @@ from shoal.core.scheduler.settings import Settings
 from shoal.ids import ClientId, SlotId, WorkerId
 from shoal.messages import (
     Answer,
+    AskRetirement,
     Bye,
     ChangePlugin,
+    Close,
     FromNanny,
+    Leaving,
     LogEvent,
     NannyRegistered,
     RegisterNanny,
@@ -40,6 +43,9 @@ class Supervision(Fleet):
         nanny = state.nannies.get(SlotId(peer))
         if isinstance(message, RegisterNanny):
             id = SlotId(peer)
+            if id in self.left:
+                self._say(peer, Close(f"it has left, and may not come back: {self.left[id]}"))
+                return
             state.nannies[id] = NannyRecord(id, message.name, message.host, message.pid, message.address)
             self._say(peer, NannyRegistered(self.id, dict(self.plugins["nanny"])))
             return
@@ -51,6 +57,14 @@ class Supervision(Fleet):
             case WorkerGaveUp():
                 self._log(ERROR, f"nanny {nanny.name} gave up: {message.reason}")
                 self.topics.log(["all", "scheduler"], {"action": "nanny-gave-up", "reason": message.reason})
+            case Leaving():
+                self._on_leaving(peer, message.number)
+            case AskRetirement():
+                worker = state.by_slot.get(nanny.id)
+                if worker is not None:
+                    self._on_ask_retirement(worker, message)
+                else:
+                    self._say(peer, Close(message.reason))
             case LogEvent():
                 self.topics.log(message.topics, message.msg, message.when)
             case Answer():

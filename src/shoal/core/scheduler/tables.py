@@ -62,6 +62,12 @@ class Tables(Outbox):
         self.transitions = 0
         self.stimulus = ""
         self.now = 0.0
+        #: Tasks whose copies are others than before, while anybody wants to know (see ``copying.py``); and those with
+        #: more than one.
+        self.touched: dict[Task, None] | None = None
+        self.replicated: dict[Task, None] = {}
+        #: How many copies users want of some.
+        self.wanted_copies: dict[Task, int] = {}
         self._ready: list[Task] = []
         self._loose: list[Task] = []
         #: Waiting tasks that may perhaps be assigned ahead of time.

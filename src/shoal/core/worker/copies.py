@@ -18,10 +18,12 @@ from shoal.core.worker.fetching import Fetcher
 from shoal.core.worker.key import Goal, KeyRecord
 from shoal.core.worker.replica import REPLICA, ReplicaEvent, ReplicaState
 from shoal.core.worker.slots import Slots
-from shoal.messages import AddKeys, DataPut, Failed, KeyInfo, Missing, TaskError
+from shoal.messages import AcquireCopies, AddKeys, DataPut, Failed, KeyInfo, Missing, NotCopied, TaskError
 
 #: Seconds after which the scheduler is asked again for holders of a missing key.
 ASK_AGAIN = 1.0
+#: The priority of copies that no task here needs: they come after those that one does.
+FOR_OTHERS: Final = 1 << 40
 ON_THE_WAY = frozenset({ReplicaState.FETCH, ReplicaState.MISSING, ReplicaState.FLIGHT})
 
 #: Names by number, since asking a member of an enum for its name takes longer than the transition.
@@ -43,6 +45,10 @@ class Copies(ABC):
         #: Transitions of this turn (key, before, after), where a plugin wants them.
         self.watched: list[tuple[str, str, str]] | None = None
         self.paused = False
+        #: Whether it is to go, and takes nothing more.
+        self.leaving = False
+        #: Messages that told of copies here.
+        self._announcements = 0
         self.stimulus = ""
         self.now = 0.0
         self._missing: dict[KeyRecord, None] = {}
@@ -144,8 +150,40 @@ class Copies(ABC):
                 self._replica(record, ReplicaEvent.WANT)
             self.fetcher.want(record)
         elif record.replica is not ReplicaState.MISSING:
-            self._replica(record, ReplicaEvent.MISS)
-            self._report_missing(record)
+            self._miss(record)
+
+    def _miss(self, record: KeyRecord) -> None:
+        """Nobody is known that holds it and can be reached."""
+        self._replica(record, ReplicaEvent.MISS)
+        self._report_missing(record)
+        if not record.waiters:
+            self._give_up(record, "none of those who were said to hold it gave it", False)
+
+    def _on_acquire(self, message: AcquireCopies) -> None:
+        """The scheduler wants copies here, whether or not a task here needs them."""
+        self.fetcher.peers.update(message.peers)
+        for item in message.items:
+            record = self._record(item.key)
+            if record.goal is Goal.COMPUTE:
+                self._give_up(record, "it is to be computed here", False)
+                continue
+            record.goal, record.asked, record.wanted = Goal.HOLD, True, item.edition
+            self._drop_if_stale(record)
+            if record.replica is ReplicaState.HELD:
+                self._add_key(record)
+                continue
+            record.nbytes = item.nbytes
+            if not record.waiters:
+                record.priority = (FOR_OTHERS, message.rank, 0)
+            self._seek(record, item.holders)
+
+    def _give_up(self, record: KeyRecord, reason: str, broken: bool) -> None:
+        """A copy that the scheduler asked for will not come; it decides anew."""
+        self._out.append(NotCopied(record.key, reason, broken))
+        record.asked = False
+        if record.goal is Goal.HOLD:
+            record.goal = Goal.DROP
+            self._tidy(record)
 
     def _on_holders(self, record: KeyRecord, holders: list[str]) -> None:
         if record.replica is ReplicaState.MISSING or record.replica is ReplicaState.FETCH:
@@ -206,7 +244,7 @@ class Copies(ABC):
         if absent or unreachable:
             record.holders.pop(peer, None)
             (record.tried_absent if absent else record.tried_unreachable).append(peer)
-        if record.goal is Goal.COMPUTE or not record.waiters:
+        if record.goal is Goal.COMPUTE or not (record.waiters or record.asked):
             self._replica(record, ReplicaEvent.DROP)
             self._resume(record)
             return
@@ -214,8 +252,7 @@ class Copies(ABC):
         if record.holders:
             self.fetcher.want(record)
         else:
-            self._replica(record, ReplicaEvent.MISS)
-            self._report_missing(record)
+            self._miss(record)
 
     def _fail_waiters(self, record: KeyRecord, text: str) -> None:
         """The value of ``record`` can never come here: it is computed, or the tasks that need it fail."""
@@ -230,6 +267,8 @@ class Copies(ABC):
             error = TaskError(None, None, f"{text} (it is an input of {waiter.key!r})")
             self._out.append(Failed(waiter.key, spec.attempt, 0.0, 0.0, error))
             self._release_deps(waiter)
+        if record.asked:
+            self._give_up(record, text, True)
         record.goal = Goal.DROP
         self._tidy(record)
 
@@ -251,10 +290,14 @@ class Copies(ABC):
         if self._out and type(self._out[-1]) is AddKeys:
             self._out[-1].items.append(item)
         else:
+            self._announcements += 1
             self._out.append(AddKeys([item]))
+        record.announced = self._announcements
 
     def takes(self, key: str) -> bool:
         """Whether data that a client puts here under ``key`` is to be stored: a task of that name counts for more."""
+        if self.leaving:
+            return False
         record = self.keys.get(key)
         if record is None:
             return True
@@ -264,8 +307,10 @@ class Copies(ABC):
     def _on_put_done(self, event: PutDone) -> None:
         self.stimulus = f"put:{event.client}"
         items = [KeyInfo(key, -1) for key in event.refused]
+        self._announcements += 1
         for key, nbytes, kind in event.items:
             record = self._record(key)
+            record.announced = self._announcements
             record.nbytes, record.type, record.edition = nbytes, kind, 0
             items.append(KeyInfo(key, nbytes, kind))
             if record.goal is Goal.DROP:

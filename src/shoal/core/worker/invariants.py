@@ -47,6 +47,7 @@ def check(core: WorkerCore) -> None:
 def _check_record(core: WorkerCore, record: KeyRecord) -> None:
     if record.attempt in PENDING:
         _require(not core.paused, core, record, "waits at a paused worker")
+        _require(not core.leaving, core, record, "waits at a worker that is to go")
         missing = sum(dep.replica is not ReplicaState.HELD for dep in record.deps)
         _require(record.n_missing == missing, core, record, f"counts {record.n_missing} missing, there are {missing}")
         _require(record.goal is Goal.COMPUTE, core, record, "is pending and not to be computed")

@@ -47,8 +47,9 @@ class KeyRecord:
     """The record of one key on one worker."""
 
     __slots__ = (
-        "attempt", "deps", "edition", "goal", "holders", "key", "n_missing", "nbytes", "priority", "released",
-        "replica", "seq", "spec", "tried_absent", "tried_unreachable", "type", "waiters", "wanted",
+        "announced", "asked", "attempt", "deps", "edition", "goal", "holders", "key", "n_missing", "nbytes",
+        "priority", "released", "replica", "seq", "spec", "tried_absent", "tried_unreachable", "type", "waiters",
+        "wanted",
     )  # fmt: skip
 
     def __init__(self, key: str) -> None:
@@ -63,6 +64,10 @@ class KeyRecord:
         self.edition = self.wanted = 0
         #: Whether the assignment that a thread carries out was taken back, and the scheduler waits for its end.
         self.released = False
+        #: Whether the scheduler asked for a copy here, beside those that tasks here need.
+        self.asked = False
+        #: The number of the message in which the scheduler was last told of a copy here.
+        self.announced = 0
         #: Inputs of the pending or running attempt.
         self.deps: tuple[KeyRecord, ...] = ()
         self.n_missing = 0

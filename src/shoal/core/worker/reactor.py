@@ -35,6 +35,7 @@ from shoal.core.worker.key import Goal, KeyRecord
 from shoal.core.worker.replica import ReplicaEvent, ReplicaState
 from shoal.core.worker.slots import Slots
 from shoal.messages import (
+    AcquireCopies,
     Answer,
     Call,
     ChangePlugin,
@@ -48,14 +49,18 @@ from shoal.messages import (
     FreeKeys,
     GivenBack,
     Holders,
+    Leave,
+    Leaving,
     LongRunning,
     Missing,
     Rescheduled,
+    Retired,
     Steal,
     StealAnswer,
     TaskDone,
     TaskError,
     ToWorker,
+    Unknown,
     WorkerRegistered,
     WorkerRejected,
     WorkerStatus,
@@ -159,7 +164,17 @@ class WorkerCore(Copies):
                     self._on_compute(task)
             case FreeKeys():
                 for key in message.keys:
-                    self._on_free(key)
+                    self._on_free(key, message.seen)
+            case AcquireCopies():
+                self._on_acquire(message)
+            case Leave():
+                self._on_leave(message)
+            case Retired():
+                self._on_retired(message)
+            case Unknown():
+                for known in self.keys.values():
+                    if known.replica is ReplicaState.HELD:
+                        self._add_key(known)
             case Steal():
                 self._on_steal(message)
             case Holders():
@@ -191,7 +206,7 @@ class WorkerCore(Copies):
             self._drop_attempt(record)
         elif record.attempt is AttemptState.FAILED:
             self._attempt(record, AttemptEvent.DROP)
-        record.goal = Goal.COMPUTE
+        record.goal, record.asked = Goal.COMPUTE, False
         record.spec = task
         record.priority = task.priority
         record.wanted = task.edition
@@ -209,7 +224,7 @@ class WorkerCore(Copies):
         """Start an attempt: find its inputs, or put it in line."""
         spec = record.spec
         assert spec is not None
-        if self.paused:
+        if self.paused or self.leaving:
             self._give_back(record)
             return
         self._attempt(record, AttemptEvent.AWAIT)
@@ -254,8 +269,11 @@ class WorkerCore(Copies):
         self.paused = event.paused
         self.stimulus = "paused" if event.paused else "resumed"
         self._out.append(WorkerStatus(event.paused, event.reason))
-        if not event.paused:
-            return
+        if event.paused:
+            self._hand_back()
+
+    def _hand_back(self) -> None:
+        """Let others have what no thread has begun."""
         for record in list(self.keys.values()):
             if record.attempt in PENDING:
                 self._drop_attempt(record)
@@ -263,6 +281,22 @@ class WorkerCore(Copies):
         handed_out = [key for key in self.slots.running_keys() if self.keys[key].attempt is AttemptState.EXECUTING]
         if handed_out:
             self._effects.append(CancelRun(handed_out))  # those that a thread has begun go on
+
+    def _on_leave(self, message: Leave) -> None:
+        """Take nothing more, since this worker is to go; or go on."""
+        self.stimulus = "leaving" if message.on else "staying"
+        self.leaving = message.on
+        if message.on:
+            self._hand_back()
+        self._out.append(Leaving(message.number))
+
+    def _on_retired(self, message: Retired) -> None:
+        """The scheduler has let go of this worker, after all that it held was elsewhere."""
+        self.leaving = True
+        for key in list(self.keys):
+            self._on_free(key, self._announcements)
+        if message.close:
+            self._effects.append(Stop(message.reason))
 
     def _on_values_lost(self, event: ValuesLost) -> None:
         """Say so, and let the scheduler find other copies for the tasks here that need them, or compute them anew."""
@@ -310,7 +344,7 @@ class WorkerCore(Copies):
         for dep in deps:
             dep.waiters.pop(record, None)
             if not dep.waiters:
-                if dep.goal is Goal.HOLD and dep.replica in ON_THE_WAY:
+                if dep.goal is Goal.HOLD and dep.replica in ON_THE_WAY and not dep.asked:
                     # The scheduler does not know of this copy, so it will not say when to let go of it.
                     dep.goal = Goal.DROP
                 self._tidy(dep)
@@ -397,11 +431,16 @@ class WorkerCore(Copies):
 
     # -------------------------------------------------------------------------------------------- freeing
 
-    def _on_free(self, key: str) -> None:
+    def _on_free(self, key: str, seen: int) -> None:
         record = self.keys.get(key)
         if record is None:
             return
-        assigned, record.goal = record.goal is Goal.COMPUTE, Goal.DROP
+        assigned = record.goal is Goal.COMPUTE
+        if record.replica is ReplicaState.HELD and record.announced > seen:
+            # The scheduler did not know of this copy when it said so. It is about to hear of it, and will count on it.
+            record.goal = Goal.HOLD
+            return
+        record.goal, record.asked = Goal.DROP, False
         if record.attempt in PENDING:
             self._drop_attempt(record)
             record.released = True
@@ -439,5 +478,5 @@ class WorkerCore(Copies):
             and record.spec.attempt == message.attempt
         )
         if granted:
-            self._on_free(message.key)
+            self._on_free(message.key, self._announcements)
         self._out.append(StealAnswer(message.key, message.attempt, granted))

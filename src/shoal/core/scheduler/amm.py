@@ -1,0 +1,202 @@
+"""The active memory manager: policies that suggest which keys should have more copies, or fewer.
+
+A policy is an object whose ``run()`` yields suggestions ``("replicate" | "drop", task, candidates)``; candidates are
+workers, or None for any. The manager turns down what would harm: a drop of the last copy on a worker that stays, or of
+one that a task needs there; a copy onto a worker that takes no data or has one. A pass is spread over as many turns of
+the scheduler as it takes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator
+from heapq import heapify, heapreplace
+from itertools import islice
+from typing import Any, Final, Protocol
+
+from shoal.core.effects import ERROR
+from shoal.core.scheduler.copying import Copying
+from shoal.core.scheduler.roster import WorkerRecord
+from shoal.core.scheduler.state import SchedulerState
+from shoal.core.scheduler.task import Task, TaskState
+
+#: Suggestions (or None, for looking on) that are taken in one turn.
+_A_TURN: Final = 2_000
+
+Suggestion = tuple[str, Task, Collection[WorkerRecord] | None]
+
+
+class Policy(Protocol):
+    """Suggests copies."""
+
+    def run(self) -> Iterator[Suggestion | None]:
+        """Yield suggestions; None where there is nothing to suggest yet, so that others have a turn."""
+
+
+class ReduceReplicas:
+    """Drop the copies that are left from fetching inputs: as many stay as there are tasks that will need the key."""
+
+    def __init__(self, manager: MemoryManager) -> None:
+        self.manager = manager
+
+    def run(self) -> Iterator[Suggestion | None]:
+        """Suggest a drop for each copy that is too many."""
+        state = self.manager.state
+        for task in list(state.replicated):
+            copies = sum(worker.stays for worker in task.who_has or ())
+            enough = max(1, task.n_waiters, state.wanted_copies.get(task, 1))
+            if copies <= enough:
+                yield None
+            for _ in range(copies - enough):
+                yield "drop", task, None
+
+
+class MemoryManager:
+    """Runs policies at intervals.
+
+    Parameters
+    ----------
+    state, copying
+        The tables, and how copies are made.
+    log
+        Called with a level and a text.
+    interval
+        Seconds between two passes.
+    running
+        Whether passes are made by themselves.
+    """
+
+    def __init__(
+        self,
+        state: SchedulerState,
+        copying: Copying,
+        log: Callable[[int, str], None],
+        interval: float,
+        running: bool,
+    ) -> None:
+        self.state, self._copying, self._log = state, copying, log
+        self.interval, self.running = interval, running
+        self.policies: dict[Any, None] = {ReduceReplicas(self): None}
+        #: Suggestions that were carried out, by kind, and that were turned down.
+        self.counts = {"replicate": 0, "drop": 0, "refused": 0}
+        self._pass: Iterator[Suggestion | None] | None = None
+        self._next: float | None = None
+        self._emptiest: list[tuple[int, str, WorkerRecord]] = []
+
+    def add_policy(self, policy: Any) -> None:
+        """Run ``policy`` in each pass from now on.
+
+        Raises
+        ------
+        TypeError
+            If it has no ``run``.
+        """
+        if not callable(getattr(policy, "run", None)):
+            raise TypeError(f"a policy of the memory manager has a method run, got {policy!r}")
+        policy.manager = self
+        self.policies[policy] = None
+
+    def remove_policy(self, policy: Any) -> None:
+        self.policies.pop(policy, None)
+
+    def start(self) -> None:
+        """Make a pass at each interval."""
+        self.running = True
+
+    def stop(self) -> None:
+        """Make no more passes by itself."""
+        self.running, self._next = False, None
+
+    def run_once(self) -> None:
+        """Make a pass now; it ends within the next turns."""
+        self._next = self.state.now
+        if self._pass is None:
+            self._begin()
+
+    def _begin(self) -> None:
+        workers = self.state.workers.values()
+        self._emptiest = [(self._copying.projected(w), w.id, w) for w in workers if w.running]
+        heapify(self._emptiest)
+        self._pass = self._suggestions()
+
+    def _suggestions(self) -> Iterator[Suggestion | None]:
+        for policy in tuple(self.policies):
+            try:
+                yield from policy.run()
+            except Exception as error:  # a user's own: the others, and the scheduler, go on
+                self._log(ERROR, f"the policy {policy!r} of the memory manager failed: {error!r}")
+
+    def step(self, now: float) -> bool:
+        """Go on with a pass, or begin one that is due; return whether there is more to do at once."""
+        if self._pass is None:
+            idle = not self.state.replicated and len(self.policies) == 1
+            if not self.running or idle:
+                self._next = None
+                return False
+            if self._next is None:
+                self._next = now + self.interval
+            if now < self._next:
+                return False
+            self._begin()
+        assert self._pass is not None
+        taken = 0
+        for suggestion in islice(self._pass, _A_TURN):
+            taken += 1
+            if suggestion is not None:
+                done = self._carry_out(*suggestion)
+                self.counts[suggestion[0] if done else "refused"] += 1
+        if taken == _A_TURN:
+            return True
+        self._pass, self._next = None, None
+        return False
+
+    def deadline(self) -> float | None:
+        """When the next pass is due."""
+        return self._next
+
+    def _carry_out(self, what: str, task: Task, candidates: Collection[WorkerRecord] | None) -> bool:
+        if task.state is not TaskState.MEMORY or task.actor:
+            return False
+        if what == "drop":
+            return self._drop(task, candidates)
+        if what == "replicate":
+            return self._replicate(task, candidates)
+        self._log(ERROR, f"a policy of the memory manager suggests {what!r}; it may be 'replicate' or 'drop'")
+        return False
+
+    def _replicate(self, task: Task, candidates: Collection[WorkerRecord] | None) -> bool:
+        moves = self._copying.moves.get(task, {})
+        size = max(task.nbytes, 0)
+
+        def may(worker: WorkerRecord) -> bool:
+            return (
+                worker.running
+                and worker not in (task.who_has or ())
+                and worker not in moves
+                and self._copying.has_room(worker, size)
+            )
+
+        target: WorkerRecord | None = None
+        if candidates is None:
+            heap = self._emptiest
+            if heap and may(heap[0][2]):
+                target = heap[0][2]
+                self._copying.begin(task, target)
+                heapreplace(heap, (self._copying.projected(target), target.id, target))
+                return True
+            candidates = [entry[2] for entry in heap]
+        able = [worker for worker in candidates if may(worker)]
+        target = min(able, key=lambda worker: (self._copying.projected(worker), worker.id), default=None)
+        if target is None:
+            return False
+        self._copying.begin(task, target)
+        return True
+
+    def _drop(self, task: Task, candidates: Collection[WorkerRecord] | None) -> bool:
+        needed = {dependent.worker for dependent in task.dependents or () if dependent.worker is not None}
+        able = [
+            worker
+            for worker in task.who_has or ()
+            if (candidates is None or worker in candidates) and worker.stays and worker not in needed
+        ]
+        source = max(able, key=lambda worker: (self._copying.projected(worker), worker.id), default=None)
+        return source is not None and self.state.drop_copy(task, source)
