@@ -573,10 +573,14 @@ class AddKeys(Message):
 
 
 class DataPut(Message):
-    """Data that a client scattered to this worker; a size of -1: it was not taken, there is a task of that name."""
+    """Data that a client scattered to this worker; a size of -1: it was not taken, there is a task of that name.
+
+    Answered with :class:`PutNoted` and the same ``number``.
+    """
 
     client: str
     items: list[KeyInfo]
+    number: int = 0
 
 
 class Missing(Message):
@@ -678,6 +682,12 @@ class Leave(Message):
     reason: str = ""
 
 
+class PutNoted(Message):
+    """The scheduler has heard of data that was put: whoever put it may be told."""
+
+    number: int
+
+
 class Retired(Message):
     """The scheduler has let go of this worker for good: it is not to come back. ``close``: its process ends."""
 
@@ -733,6 +743,7 @@ ToWorker = (
     | FreeKeys
     | AcquireCopies
     | Leave
+    | PutNoted
     | Retired
     | Unknown
     | Steal

@@ -97,6 +97,7 @@ class PutDone(Event):
     client: str
     items: list[tuple[str, int, str]]
     refused: list[str] = []
+    number: int = 0
 
 
 class ChildReady(Event):

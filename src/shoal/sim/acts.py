@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 from shoal.core.events import Command, LinkLost, ValuesLost
 from shoal.core.worker.replica import ReplicaState
 from shoal.messages import Options as TaskOptions
+from shoal.sim.leaving import LEAVING
 from shoal.sim.options import Options
 from shoal.sim.workload import graph
 
@@ -28,7 +29,13 @@ WEIGHTS: Final = {
     "deaf worker": 2, "forgetful worker": 2, "stopped worker": 2, "lost heartbeats": 1, "pause": 3, "memory": 1,
     "nanny restart": 1, "nanny death": 1, "release": 4, "cancel": 3, "resubmit": 4, "retry": 2,
     "changes of mind": 4, "vanish": 1, "restart": 1, "redefine": 5, "restart of some": 2, "nanny orders": 2,
-    "nanny leaves": 1, "broken files": 2,
+    "nanny leaves": 1, "broken files": 2, "scatter": 5, "retire": 4, "shrink": 2, "lifetime": 2, "replicate": 2,
+    "rebalance": 1,
+}  # fmt: skip
+#: What may happen in calm runs.
+CALM: Final = {
+    "join": 3, "interruption": 3, "slow worker": 2, "slow link": 2, "stopped worker": 1, "lost heartbeats": 1,
+    "pause": 4, "scatter": 5, "retire": 6, "shrink": 4, "lifetime": 3, "replicate": 2, "rebalance": 2,
 }  # fmt: skip
 
 
@@ -51,7 +58,8 @@ def draw_acts(options: Options, skip: frozenset[int]) -> list[Act]:
         Act(0.0 if n == 0 else rng.uniform(0, TROUBLE), "submit", rng.randrange(10**6))
         for n in range(options.submissions)
     ]
-    kinds, weights = list(WEIGHTS), list(WEIGHTS.values())
+    weighed = CALM if options.calm else WEIGHTS
+    kinds, weights = list(weighed), list(weighed.values())
     acts += [
         Act(rng.uniform(0, TROUBLE), rng.choices(kinds, weights)[0], rng.randrange(10**6))
         for _ in range(options.faults)
@@ -70,7 +78,9 @@ def perform(world: World, act: Act) -> None:
     some = rng.sample(held, min(len(held), rng.randint(1, 3)))
     workers = list(world.workers.values())
     worker = rng.choice(workers) if workers else None
-    if act.kind in _BY_USERS:
+    if act.kind in LEAVING:
+        done = LEAVING[act.kind](world, client, rng)
+    elif act.kind in _BY_USERS:
         done = _BY_USERS[act.kind](world, client, rng, some)
     elif act.kind == "join":
         done = world.join() is not None
@@ -125,6 +135,8 @@ def resubmit(
         return False
     key = key or rng.choice(list(world.oracle.tasks))
     needed = world.oracle.ancestors(key)
+    if needed & world.oracle.scattered:
+        return False
     batches: list[tuple[TaskOptions, dict[str, list[str]]]] = []
     for name, deps in world.oracle.tasks.items():
         if name in needed:
@@ -142,6 +154,8 @@ def _redefine(world: World, client: ClientNode, rng: Random, some: list[str]) ->
     if not some or some[0] not in world.oracle.tasks:
         return False
     key = some[0]
+    if world.oracle.ancestors(key) & world.oracle.scattered:
+        return False
     changed = rng.choice(sorted(world.oracle.ancestors(key)))
     record = client.core.futures.get(key)
     for _ in range(record.refs if record is not None else 0):
@@ -304,6 +318,7 @@ def _break_files(world: World, worker: WorkerNode, rng: Random) -> bool:
     known = worker.core.keys  # a value of which it is not said yet that it is there has no file
     held = sorted(key for key in worker.values if key in known and known[key].replica is ReplicaState.HELD)
     keys = rng.sample(held, min(len(held), rng.randint(1, 3)))
+    world.oracle.excused.update(keys)
     for key in keys:
         del worker.values[key]
     if keys:

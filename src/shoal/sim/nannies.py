@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from shoal.core.effects import Effect, Send, Signal, Spawn, Stop
 from shoal.core.events import ChildExited, ChildFailed, ChildReady, Command, Event, MemorySample, Received
 from shoal.core.nanny.reactor import NannyCore
-from shoal.messages import RegisterNanny, RestartWorker
+from shoal.messages import Close, Leave, RegisterNanny, RestartWorker
 
 if TYPE_CHECKING:
     from shoal.sim.network import Wire
@@ -50,10 +50,18 @@ class NannyNode:
 
     def _note_wish(self, event: Event) -> None:
         orders = [event.what] if isinstance(event, Command) else []
-        if isinstance(event, Received) and any(isinstance(said, RestartWorker) for said in event.messages):
-            orders.append("restart")
+        for said in event.messages if isinstance(event, Received) else ():
+            if isinstance(said, RestartWorker):
+                orders.append("restart")
+            elif isinstance(said, Leave) and said.on:
+                orders.append("retire")
+            elif isinstance(said, Leave) and self.wanted == "retire":
+                self.wanted = "start"
+            elif isinstance(said, Close):
+                orders.append("close")
         for order in orders:
-            if self.wanted not in ("leave", "close"):
+            final = self.wanted in ("leave", "close") or (self.wanted == "retire" and order not in ("leave", "close"))
+            if not final:
                 self.wanted = order
 
     def _perform(self, effect: Effect) -> None:

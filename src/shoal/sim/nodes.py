@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from shoal.core.client.future import FutureRecord, FutureStatus
 from shoal.core.client.reactor import ClientCore
@@ -64,6 +64,8 @@ class WorkerNode:
         self._inside: dict[str, None] = {}
         self._outside: dict[str, None] = {}
         self._inputs: dict[str, list[bytes]] = {}
+        #: What happens once the scheduler has heard of data that was put here, by the number of the request.
+        self.puts: dict[int, Callable[[bool], None]] = {}
         #: The client of the tasks that launch tasks.
         self.client: ClientNode | None = None
 
@@ -145,6 +147,10 @@ class WorkerNode:
             case Drop():
                 for key in effect.keys:
                     self.values.pop(key, None)
+            case Answered():
+                put = self.puts.pop(effect.rid, None)
+                if put is not None:
+                    put(True)
             case Stop():
                 self.world.crash(self, effect.reason, clean=True)
 
@@ -247,6 +253,7 @@ class WorkerNode:
             self.forgets -= 1
             self.world.count("values that were forgotten")
             lost = got.pop()
+            self.world.oracle.excused.add(lost)
             return self._answer(got, [lost])
         missing = [key for key in fetch.keys if key not in got]
         if len(got) > 1 and self.world.random.random() < 0.2:
@@ -274,6 +281,7 @@ class ClientNode:
         #: Requests that the scheduler has not answered.
         self.asked: set[int] = set()
         self._rid = 0
+        self._then: dict[int, Callable[[Any], None]] = {}
 
     def register(self) -> None:
         assert self.up is not None
@@ -294,6 +302,9 @@ class ClientNode:
                             call(record.status is not FutureStatus.FINISHED)
                 case Answered():
                     self.asked = self.asked - {effect.rid} if effect.rid else set()
+                    then = self._then.pop(effect.rid, None)
+                    if then is not None and effect.error is None:
+                        then(effect.value)
                 case Registered() | Log():
                     pass
 
@@ -340,6 +351,12 @@ class ClientNode:
         """Forget all tasks and restart all workers; or restart some, and forget nothing."""
         if workers is None:
             self.world.oracle.restarts()
+        self.request(lambda rid: Restart(rid, 5.0, True, workers))
+
+    def request(self, make: Callable[[int], Any], then: Callable[[Any], None] | None = None) -> None:
+        """Ask the scheduler for something; ``then`` is called with its answer."""
         self._rid += 1
         self.asked.add(self._rid)
-        self.tell(Said(Restart(self._rid, 5.0, True, workers)))
+        if then is not None:
+            self._then[self._rid] = then
+        self.tell(Said(make(self._rid)))

@@ -53,6 +53,8 @@ class Options:
     no_workers_timeout: float | None
     #: Shape of the graphs.
     shape: str
+    #: Whether no worker crashes and no user changes their mind: workers come, pause, are slow, and retire.
+    calm: bool
 
     @property
     def large(self) -> bool:
@@ -91,6 +93,10 @@ class Options:
             "no_workers_timeout": rng.choice([None, None, 1.0]),
             "shape": rng.choice(["map", "chains", "tree", "shuffle", "fan", "random", "random"]),
         }
+        drawn["calm"] = rng.random() < 0.25
+        if drawn["calm"]:
+            drawn |= {"flaky": 0.0, "broken": 0.0, "launching": 0.0, "bad_starts": 0.0}
+            drawn |= {"actors": False, "ttl": None, "no_workers_timeout": None}
         return cls(**{**drawn, **{name: value for name, value in given.items() if value is not None}})
 
     def __str__(self) -> str:

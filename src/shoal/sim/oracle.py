@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING
 
 from shoal.core.client.future import FutureRecord, FutureStatus
@@ -34,6 +35,14 @@ class Oracle:
         self.let_down: set[str] = set()
         #: When clients restarted the cluster.
         self._restarts: list[float] = []
+        #: Data that clients put on workers, and what of it may be lost: its last holder crashed, or was forced to go.
+        self.scattered: set[str] = set()
+        self.excused: set[str] = set()
+        #: Workers that the scheduler let go of once it had seen to it that nothing is lost, and those it was forced to.
+        self.retired: set[str] = set()
+        self.forced: set[str] = set()
+        #: How often each task was executed.
+        self.executed: Counter[str] = Counter()
 
     def expects(self, tasks: dict[str, list[str]], values: dict[str, bytes]) -> None:
         """These tasks exist from now on, and this is what they compute."""
@@ -48,6 +57,7 @@ class Oracle:
         """An execution begins: may it be here, and is it needed?"""
         world = self.world
         world.count("executions")
+        self.executed[key] += 1
         allowed = world.fates.may_run(key, worker.host, worker.resources or {})
         world.require(allowed, f"{key} runs on {worker.name} at {worker.host}, where it may not")
         task = world.scheduler.state.tasks.get(key)
@@ -56,6 +66,32 @@ class Oracle:
             world.require(
                 bool(world.acts_done), f"{key} is computed again, and nothing happened that could call for it"
             )
+
+    def retires(self, name: str) -> None:
+        """The scheduler lets go of a worker: what it holds is elsewhere, unless it was forced."""
+        world = self.world
+        self.retired.add(name)
+        node = world.workers.get(name)
+        if node is None:
+            return
+        world.count("workers that retired")
+        for key in self.scattered & node.values.keys():
+            task = world.scheduler.state.tasks.get(key)
+            if name in self.forced:
+                self.excused.add(key)
+            elif task is not None and key not in self.excused:
+                self.world.require(self._is_safe(key, node), f"{name} retires with the only copy of {key}")
+
+    def _is_safe(self, key: str, node: WorkerNode) -> bool:
+        """Whether another worker that is there has ``key``, and the scheduler counts on it."""
+        task = self.world.scheduler.state.tasks.get(key)
+        others = [self.world.workers.get(worker.id) for worker in (task.who_has or ())] if task is not None else []
+        return any(other is not None and other is not node and key in other.values for other in others)
+
+    def excuse(self, node: WorkerNode) -> None:
+        """A worker crashes, or is taken for dead: what only it holds may be lost."""
+        if node.name not in self.retired:
+            self.excused.update(key for key in self.scattered & node.values.keys() if not self._is_safe(key, node))
 
     def arrives(self, worker: WorkerNode, key: str) -> None:
         """A copy comes to a worker."""
@@ -107,6 +143,11 @@ class Oracle:
         elif record.status is FutureStatus.ERROR:
             world.count("errors")
             self._check_error(key, record.error)
+        elif record.status is FutureStatus.LOST:
+            world.count("scattered data that was lost")
+            world.require(key in self.excused, f"{key} of {client.name} is lost, and nothing happened that excuses it")
+        elif record.status is FutureStatus.CANCELLED and (key in self.excused or "was not stored" in record.reason):
+            world.count("scattered data that was refused")
         elif record.status is FutureStatus.CANCELLED:
             world.count("cancellations")
             cause = self.may_be_cancelled(client, key, record.held)
@@ -129,8 +170,10 @@ class Oracle:
             world.count(
                 "actors that were lost" if orphaned else "no worker for too long" if late else "tasks that failed"
             )
+            scattered = self.ancestors(key) & self.scattered and "LostData" in error.error.text
+            scattered = scattered and not world.options.calm
             world.require(
-                fails or lost or late or orphaned,
+                bool(fails or lost or late or orphaned or scattered),
                 f"{key} erred because of {error.origin}, which does not fail: {error.error.text}",
             )
 
@@ -152,7 +195,9 @@ class Oracle:
                     stack += missing
                     continue
                 one = stack.pop()
-                values[one.key] = self.world.fates.value(one.key, [values[dep.key] for dep in one.deps], one.payload)
+                values[one.key] = self.world.fates.value(
+                    one.key, [values[dep.key] for dep in one.deps], one.payload or b""
+                )
             for worker in task.who_has or ():
                 node = self.world.workers.get(worker.id)
                 held = values[task.key] if node is None else node.values.get(task.key)
@@ -166,7 +211,7 @@ class Oracle:
     def check_wishes(self) -> None:
         """All that clients hold is done: with the right value, or for a cause."""
         for nanny in self.world.nannies.values():
-            there = nanny.worker is not None or nanny.wanted == "leave"
+            there = nanny.worker is not None or nanny.wanted in ("leave", "retire")
             self.world.require(there, f"{nanny.name} has no worker, and was told to {nanny.wanted}")
         for client in self.world.clients.values():
             self.world.require(not client.asked, f"{client.name} was not answered: {client.asked}")
@@ -180,6 +225,13 @@ class Oracle:
                         record.key in self.world.workers[w.id].values for w in task.who_has or ()
                     )
                     self.world.require(held, f"{record.key} is said to be finished, and nobody holds it")
+
+    def check_calm(self) -> None:
+        """Where no worker crashed and nobody changed their mind, nothing was computed twice, and nothing was lost."""
+        twice = {key: times for key, times in self.executed.items() if times > 1}
+        self.world.require(not twice, f"computed more than once: {twice}")
+        self.world.require(not self.world.counters["results that were lost"], "results were lost")
+        self.world.require(not self.excused, f"{self.excused} may be lost, and nothing happened for which they could")
 
     def check_nothing_left(self) -> None:
         """After all was let go of."""

@@ -46,10 +46,13 @@ from shoal.errors import InvariantViolation
 from shoal.messages import (
     INBOUND,
     OUTBOUND,
+    Answer,
     Cancel,
     Options,
     RegisterClient,
+    RegisterNanny,
     RegisterWorker,
+    Retire,
     Retry,
     Submit,
     TaskError,
@@ -88,7 +91,7 @@ class Script:
         self, *workers: str, nthreads: int = 1, resources: dict[str, float] | None = None, **settings: Any
     ) -> None:
         self.now = 0.0
-        self.scheduler = SchedulerCore("s", Settings(validate=True, **settings))
+        self.scheduler = SchedulerCore("s", Settings(validate=True, **{"amm_running": False, **settings}))
         self.workers: dict[str, _Worker] = {}
         self.clients: dict[str, ClientCore] = {}
         #: Messages on their way, by sender and receiver.
@@ -100,6 +103,7 @@ class Script:
         self.began: dict[str, int] = {}
         self._roles: dict[str, str] = {}
         self._dead: set[str] = set()
+        self._rid = 0
         self.enter("K")
         for name in workers:
             self.join(name, nthreads, resources)
@@ -126,6 +130,26 @@ class Script:
         self._open(name, "worker")
         where = [address or f"sim://{name}"]
         self._say(name, RegisterWorker(name, slot or name, where, nthreads, 0, 1, "host", resources=resources))
+
+    def nanny(self, name: str) -> None:
+        """A nanny comes, of which only the messages count; workers with its name as their slot are its own."""
+        self._dead.add(name)
+        self._open(name, "nanny")
+        self._feed(Received(name, [RegisterNanny(name, "host", 1)]))
+
+    def says(self, name: str, message: Any) -> None:
+        """Have anybody say something; it arrives at once."""
+        self._feed(Received(name, [message]))
+
+    def retire(self, workers: str, client: str = "K", **options: Any) -> None:
+        """A client wants workers to go."""
+        self._rid += 1
+        self._tell(client, Said(Retire(self._rid, workers.split(), **options)))
+
+    def answer(self, client: str = "K") -> dict[str, Any]:
+        """What a client was answered last."""
+        found: dict[str, Any] = [message.value for message in self.heard[client] if isinstance(message, Answer)][-1]
+        return found
 
     def dies(self, name: str, known: bool = True) -> None:
         """A worker or client is gone; the scheduler hears of it at once, or when :meth:`learns` says so."""
@@ -232,7 +256,9 @@ class Script:
     def _feed(self, *events: Event) -> None:
         self.now += 0.001
         for effect in self.scheduler.handle(events, self.now):
-            if isinstance(effect, Send) and effect.to not in self._dead:
+            if isinstance(effect, Send) and self._roles[effect.to] == "nanny":
+                self.heard.setdefault(effect.to, []).append(effect.message)
+            elif isinstance(effect, Send) and effect.to not in self._dead:
                 self._say("s", effect.message, effect.to)
             elif isinstance(effect, Log):
                 self.logs.append(effect.text)

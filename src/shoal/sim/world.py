@@ -19,7 +19,19 @@ from shoal.core.scheduler.settings import Settings
 from shoal.core.worker.key import Goal
 from shoal.errors import InternalError, InvariantViolation
 from shoal.ids import WorkerId
-from shoal.messages import INBOUND, OUTBOUND, Bye, Compute, Finished, GivenBack, KeysRestarted, StealAnswer, WorkerDied
+from shoal.messages import (
+    INBOUND,
+    OUTBOUND,
+    Bye,
+    Compute,
+    Finished,
+    GivenBack,
+    KeysRestarted,
+    RestartWorker,
+    Retired,
+    StealAnswer,
+    WorkerDied,
+)
 from shoal.messages import Options as TaskOptions
 from shoal.sim.acts import HOSTS, TROUBLE, Act, draw_acts, perform
 from shoal.sim.fates import Fates
@@ -81,6 +93,8 @@ class World:
         self.clients: dict[str, ClientNode] = {}
         self._down: dict[str, Wire] = {}
         self.acts = draw_acts(options, skip)
+        #: Whether anybody wanted workers to leave: they may all go.
+        self.shrunk = False
         #: How many of those that were drawn have happened, beyond the first submission.
         self.acts_done = 0
 
@@ -153,12 +167,20 @@ class World:
                     wire.send(effect.message)
                 if isinstance(effect.message, KeysRestarted):
                     self.counters["results that were lost"] += len(effect.message.keys)
+                if isinstance(effect.message, Retired):
+                    self.oracle.retires(effect.to)
+                elif isinstance(effect.message, RestartWorker) and "was retired" in effect.message.reason:
+                    self.oracle.retires(effect.message.worker)
                 if isinstance(effect.message, Compute):
                     self.oracle.given.setdefault(effect.to, set()).update(task.key for task in effect.message.tasks)
             elif isinstance(effect, Log):
+                if "that copy is given up" in effect.text:
+                    self.oracle.excused.update(key for key in self.oracle.scattered if repr(key) in effect.text)
                 self.count("logged" if effect.level < 30 else "warned")
             elif isinstance(effect, CloseLink):
                 self.oracle.gone.add(effect.to)
+                if effect.to in self.workers:
+                    self.oracle.excuse(self.workers[effect.to])
                 self.counters["workers that were silent for too long"] += "worker-ttl" in effect.reason
                 self._hang_up(effect.to, effect.reason)
         self.wake_at(self.scheduler.deadline(), self.scheduler)
@@ -256,9 +278,12 @@ class World:
         if not worker.alive:
             return
         self.note(f"{worker.name} ends: {reason}")
+        self.oracle.excuse(worker)
         worker.alive = False
         del self.workers[worker.name]
         self._wakes.pop(worker, None)
+        for put in worker.puts.values():
+            put(False)
         if worker.client is not None:
             self.vanish(worker.client)
         if worker.nanny is not None:
@@ -278,6 +303,16 @@ class World:
                 self.crash(nanny.worker, "its nanny ended")
             self.after(self.random.uniform(*self.options.delay), lambda: self.lose(nanny.name, "nanny", "ended"))
 
+    def end_machine(self, name: str) -> None:
+        """The machine on which a worker or nanny of this name stood ends, with all that is on it."""
+        nanny, worker = self.nannies.get(name), self.workers.get(name)
+        if nanny is not None:
+            self.count("machines that ended late")
+            self.leave(nanny)
+        elif worker is not None:
+            self.count("machines that ended late")
+            self.crash(worker, "its machine ended")
+
     def vanish(self, client: ClientNode) -> None:
         """A client is gone without a word."""
         client.alive = False
@@ -295,6 +330,8 @@ class World:
     def lose(self, name: str, role: str, reason: str) -> None:
         """The scheduler hears that a link broke."""
         self._down.pop(name, None)
+        if name in self.workers:
+            self.oracle.excuse(self.workers[name])
         self.note(f"the scheduler hears that {name} is gone")
         self.oracle.gone.add(name)
         self.tell_scheduler(LinkLost(role, name, reason))
@@ -376,7 +413,7 @@ class World:
                 nanny.tell(Command("start"))
         for host in HOSTS:
             known = [node for node in self.workers.values() if WorkerId(node.name) in self.scheduler.state.workers]
-            if not any(node.host == host for node in (self.nannies.values() or known)):
+            if self.shrunk or not any(node.host == host for node in (self.nannies.values() or known)):
                 self.join(host)
 
     def run(self) -> None:
@@ -400,6 +437,8 @@ class World:
         check(self.scheduler.state)
         self.oracle.check_wishes()
         self.oracle.check_values()
+        if self.options.calm:
+            self.oracle.check_calm()
         for client in list(self.clients.values()):
             client.release_all()
         self.run_until_rest()

@@ -93,6 +93,8 @@ class NannyCore:
         self.failure = ""
         self._cause = Cause.EXIT
         self._replace = False
+        #: Whether its owner wants it to leave; the scheduler may change its mind, that does not.
+        self._leaves_for_good = False
         self._was_up = False
         self._failed_starts = 0
         self._due: float | None = None
@@ -177,10 +179,9 @@ class NannyCore:
             self._want_none(Cause.ASKED, reason or "was killed by its nanny, as asked", now, grace)
         elif what == "leave":
             self.wish = Wish.LEAVE
+            self._leaves_for_good = True
             if self.state in (ChildState.DOWN, ChildState.BACKOFF, ChildState.GIVEN_UP):
                 self._on_command("close", reason, timeout, now)
-        elif what == "stay" and self.wish is Wish.LEAVE:
-            self.wish = Wish.UP
         elif what == "close":
             self.wish = Wish.CLOSED
             self._want_none(Cause.ASKED, reason or "closed", now, grace)
@@ -220,12 +221,21 @@ class NannyCore:
             case Close():
                 self._on_command("close", message.reason, GRACE / _ASKING, now)
             case Leave():
-                self._on_command("leave" if message.on else "stay", message.reason, GRACE / _ASKING, now)
+                self._on_leave(message, now)
                 self._effects.append(Send("", Leaving(message.number)))
             case Call():
                 self._effects.append(CallUser(message.rid, message.payload, message.wait))
             case ChangePlugin():
                 self._effects.append(InstallPlugin(message.rid, message.name, message.payload))
+
+    def _on_leave(self, message: Leave, now: float) -> None:
+        """The scheduler is about to let the worker go for good, or does not any more."""
+        if message.on:
+            for_good = self._leaves_for_good
+            self._on_command("leave", message.reason, GRACE / _ASKING, now)
+            self._leaves_for_good = for_good
+        elif self.wish is Wish.LEAVE and not self._leaves_for_good:
+            self.wish = Wish.UP
 
     # -------------------------------------------------------------------------------------------- the process
 

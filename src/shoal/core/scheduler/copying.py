@@ -127,15 +127,6 @@ class Copying:
 
     def reconcile(self, touched: Iterable[Task], now: float) -> list[Failure]:
         """Find what came, and what will not come; return the latter."""
-        for target in tuple(self._targets):
-            if not target.running:
-                reason = f"worker {target.name} is {target.state.label}"
-            elif now >= self._due(target):
-                reason = f"worker {target.name} brought nothing of it for {now - target.progress:.0f} s"
-            else:
-                continue
-            for move in tuple(target.incoming.values()):
-                self.cancel(move, reason)
         for task in touched:
             for target, move in tuple(self.moves.get(task, {}).items()):
                 if task.state is not TaskState.MEMORY:
@@ -145,6 +136,15 @@ class Copying:
                     target.progress = now
                     if move.instead_of is not None:
                         self.state.drop_copy(task, move.instead_of)
+        for target in tuple(self._targets):
+            if not target.running:
+                reason = f"worker {target.name} is {target.state.label}"
+            elif now >= self._due(target):
+                reason = f"worker {target.name} brought nothing of it for {now - target.progress:.0f} s"
+            else:
+                continue
+            for move in tuple(target.incoming.values()):
+                self.cancel(move, reason)
         failures, self._failures = self._failures, []
         return failures
 

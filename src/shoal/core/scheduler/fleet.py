@@ -36,6 +36,7 @@ from shoal.messages import (
     LongRunning,
     Missing,
     NotCopied,
+    PutNoted,
     RegisterWorker,
     Rescheduled,
     RestartWorker,
@@ -143,6 +144,7 @@ class Fleet(ABC):
             case DataPut():
                 worker.announced += 1
                 self._on_data_put(worker, message)
+                state.tell(worker, PutNoted(message.number))
             case NotCopied():
                 self.copying.refused(worker, message)
             case Leaving():

@@ -42,7 +42,7 @@ class Departure:
     """A worker that is to go: on whose behalf, what is left to be copied, and what was."""
 
     __slots__ = (
-        "asked", "began", "broken", "callers", "close", "flushed", "flying", "force", "heard", "line", "moved",
+        "began", "broken", "callers", "close", "flushed", "flying", "force", "heard", "line", "moved",
         "moved_nbytes", "nanny_heard", "nanny_number", "number", "patience", "rank", "reason", "refused", "remove",
         "restart", "scan", "stuck", "todo", "worker",
     )  # fmt: skip
@@ -320,10 +320,12 @@ class Departures(Supervision):
             departure.broken = f"its nanny has not answered for {self.settings.move_timeout:g} s"
             return True
         if not departure.heard:
-            if now >= departure.began + (self.settings.worker_ttl or _DEAF):
+            if now < departure.began + (self.settings.worker_ttl or _DEAF):
+                return False
+            if not departure.force:
                 departure.broken = f"it has not answered for {now - departure.began:.0f} s"
-                return not departure.force
-            return False
+                return True
+            departure.heard = True
         worker = departure.worker
         if worker.processing and self._may_not_wait(departure, now):
             for task in tuple(worker.processing):
@@ -389,7 +391,7 @@ class Departures(Supervision):
         for departure in self.departures.values():
             if departure.flushed:
                 continue
-            if departure.patience is not None and departure.worker.processing:
+            if departure.patience is not None and departure.heard and departure.worker.processing:
                 due.append(departure.patience)
             if not departure.nanny_heard:
                 due.append(departure.began + self.settings.move_timeout)
@@ -443,6 +445,8 @@ class Departures(Supervision):
         worker = departure.worker
         del self.departures[worker]
         self.state.keep(worker)
+        assert self.state.touched is not None
+        self.state.touched.update(dict.fromkeys(worker.has_what))  # what others hold, too, is safe now
         self._number += 1
         self.state.tell(worker, Leave(self._number, False))
         nanny = self.state.nannies.get(worker.slot)

@@ -318,4 +318,4 @@ class Copies(ABC):
             if record.replica is not ReplicaState.HELD:
                 self._replica(record, ReplicaEvent.STORE)
                 self._stored(record)
-        self._out.append(DataPut(event.client, items))
+        self._out.append(DataPut(event.client, items, event.number))

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import assert_never
 
-from shoal.core.effects import CallUser, CancelRun, Effect, Functions, InstallPlugin, Notify, Run, Send, Stop
+from shoal.core.effects import Answered, CallUser, CancelRun, Effect, Functions, InstallPlugin, Notify, Run, Send, Stop
 from shoal.core.events import (
     CallDone,
     Due,
@@ -53,6 +53,7 @@ from shoal.messages import (
     Leaving,
     LongRunning,
     Missing,
+    PutNoted,
     Rescheduled,
     Retired,
     Steal,
@@ -169,6 +170,8 @@ class WorkerCore(Copies):
                 self._on_acquire(message)
             case Leave():
                 self._on_leave(message)
+            case PutNoted():
+                self._effects.append(Answered(message.number, "OK", None))
             case Retired():
                 self._on_retired(message)
             case Unknown():
