@@ -74,7 +74,7 @@ def perform(world: World, act: Act) -> None:
     world.note(f"-- {act.kind}")
     clients = [client for client in world.clients.values() if client.alive]
     client = rng.choice(clients) if clients else world.enter()
-    held = list(client.core.futures)
+    held = [key for key in client.core.futures if key not in client.scattering]
     some = rng.sample(held, min(len(held), rng.randint(1, 3)))
     workers = list(world.workers.values())
     worker = rng.choice(workers) if workers else None
@@ -103,7 +103,8 @@ def submit(world: World, client: ClientNode, rng: Random, some: list[str]) -> bo
         wants = [key for key in tasks if key not in inner]
     else:
         wants = rng.sample(list(tasks), min(len(tasks), rng.randint(1, 6)))
-    held = [key for key in oracle.tasks if key in client.core.futures and rng.random() < 0.3][:3]
+    known = client.core.futures.keys() - client.scattering
+    held = [key for key in oracle.tasks if key in known and rng.random() < 0.3][:3]
     if held:
         key = f"on{len(oracle.tasks)}-0"
         tasks[key] = held

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from shoal.core.client.future import FutureStatus
 from shoal.core.events import PutDone, Said
+from shoal.ids import ClientId
 from shoal.messages import AskRetirement, Options, Rebalance, Replicate, Retire, Want
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ _VALUE_BYTES: Final = 8
 
 def _scatter(world: World, client: ClientNode, rng: Random) -> bool:
     """A client puts data on one worker or on several."""
-    if not world.workers:
+    if not world.workers or ClientId(client.name) not in world.scheduler.state.clients:
         return False
     oracle = world.oracle
     key = f"data{len(oracle.scattered)}-0"
@@ -27,6 +28,7 @@ def _scatter(world: World, client: ClientNode, rng: Random) -> bool:
     oracle.expects({key: []}, {key: world.fates.value(key, [])})
     world.fates.asked({key: []}, Options())
     client.hold(key)
+    client.scattering.add(key)
     _put(world, client, rng, key, 1 if rng.random() < 0.7 else 3)
     return True
 
@@ -34,6 +36,7 @@ def _scatter(world: World, client: ClientNode, rng: Random) -> bool:
 def _put(world: World, client: ClientNode, rng: Random, key: str, copies: int) -> None:
     usable = [w for w in world.workers.values() if w.core.registered and w.core.takes(key)]
     if not usable or not client.alive:
+        client.scattering.discard(key)
         client.release(key)
         return
     chosen = rng.sample(usable, min(copies, len(usable)))
@@ -46,9 +49,14 @@ def _put(world: World, client: ClientNode, rng: Random, key: str, copies: int) -
             return
         if good:
             world.count("scattered data")
-            world.after(rng.uniform(0, 0.1), lambda: client.tell(Said(Want([key]))))
+            world.after(rng.uniform(0, 0.1), wanted)
         else:
+            client.scattering.discard(key)
             client.release(key)
+
+    def wanted() -> None:
+        client.scattering.discard(key)
+        client.tell(Said(Want([key])))
 
     for number, worker in enumerate(chosen, 10 * len(world.oracle.scattered)):
         worker.puts[number] = noted

@@ -165,7 +165,7 @@ class WorkerNode:
                 continue
             self._free[pool] -= 1
             self._inside[run.key] = None
-            self.world.count("executions")
+            self.world.oracle.executed[run.key] += 1
             fates = self.world.fates
             seconds = fates.duration(run.key) * self.slowness
             if kids := fates.kids(run.key):
@@ -278,6 +278,8 @@ class ClientNode:
         self.alive = True
         #: What waits for keys here, by key and by who waits: called with whether it failed.
         self.waiting: dict[str, dict[str, Callable[[bool], None]]] = {}
+        #: Data of which the user was not told yet that it is there.
+        self.scattering: set[str] = set()
         #: Requests that the scheduler has not answered.
         self.asked: set[int] = set()
         self._rid = 0

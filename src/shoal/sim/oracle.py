@@ -57,7 +57,6 @@ class Oracle:
         """An execution begins: may it be here, and is it needed?"""
         world = self.world
         world.count("executions")
-        self.executed[key] += 1
         allowed = world.fates.may_run(key, worker.host, worker.resources or {})
         world.require(allowed, f"{key} runs on {worker.name} at {worker.host}, where it may not")
         task = world.scheduler.state.tasks.get(key)

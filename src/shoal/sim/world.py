@@ -27,7 +27,6 @@ from shoal.messages import (
     Finished,
     GivenBack,
     KeysRestarted,
-    RestartWorker,
     Retired,
     StealAnswer,
     WorkerDied,
@@ -169,8 +168,6 @@ class World:
                     self.counters["results that were lost"] += len(effect.message.keys)
                 if isinstance(effect.message, Retired):
                     self.oracle.retires(effect.to)
-                elif isinstance(effect.message, RestartWorker) and "was retired" in effect.message.reason:
-                    self.oracle.retires(effect.message.worker)
                 if isinstance(effect.message, Compute):
                     self.oracle.given.setdefault(effect.to, set()).update(task.key for task in effect.message.tasks)
             elif isinstance(effect, Log):

@@ -349,9 +349,10 @@ class Departures(Supervision):
         """Whether what runs on the worker is to run elsewhere."""
         if departure.patience is not None and now >= departure.patience:
             return True
-        # What left the pool waits for other tasks; where nobody runs any, it would wait for ever.
-        worker = departure.worker
-        return not self.state.running_nthreads and worker.n_long_running == len(worker.processing)
+        # What left the pool waits for other tasks, as a rule; where nobody runs any, it would wait for ever.
+        waits_for_others = departure.worker.n_long_running == len(departure.worker.processing)
+        stranded = waits_for_others and not self.state.running_nthreads and len(self.state.stranded)
+        return bool(stranded) and now >= departure.began + self.settings.move_timeout
 
     def _is_stuck(self, departure: Departure, now: float) -> bool:
         """Whether nobody can have what is left, and nobody is about to be able to."""
@@ -393,6 +394,8 @@ class Departures(Supervision):
                 continue
             if departure.patience is not None and departure.heard and departure.worker.processing:
                 due.append(departure.patience)
+            if departure.heard and departure.worker.n_long_running and not self.state.running_nthreads:
+                due.append(max(departure.began + self.settings.move_timeout, self.state.now + 1.0))
             if not departure.nanny_heard:
                 due.append(departure.began + self.settings.move_timeout)
             if not departure.heard:
@@ -426,18 +429,18 @@ class Departures(Supervision):
             self._end_callers(departure)
             return
         nanny = self.state.nannies.get(worker.slot)
-        restart = departure.restart and nanny is not None
-        if not restart:
+        ends_itself = departure.close and nanny is None
+        self._say(worker.id, Retired(reason, ends_itself))
+        if not ends_itself:  # its nanny ends it, or whoever asked does
+            self.retired[worker.id] = reason
+        if not departure.restart or nanny is None:
             self._leave_slot(worker.slot, reason)
-            self._say(worker.id, Retired(reason, departure.close))
         if nanny is not None:
             nanny.parted = worker.id
-            if restart:
+            if departure.restart:
                 self._say(nanny.id, RestartWorker(0, f"was retired: {reason}", 30.0, False, worker.id))
             elif departure.close:
                 self._say(nanny.id, Close(reason))
-        if not departure.close:
-            self.retired[worker.id] = reason
         self._remove_worker(worker, reason, expected=True, safe=not lost)
 
     def _keep(self, departure: Departure, why: str) -> None:
