@@ -7,6 +7,7 @@ async with Scheduler() as scheduler, Worker(scheduler.address), Client(scheduler
 from __future__ import annotations
 
 import asyncio
+import logging
 import warnings
 from contextvars import ContextVar
 from pathlib import Path
@@ -16,11 +17,14 @@ from uuid import uuid4
 
 from shoal import config
 from shoal.errors import ConnectError, UsageError
+from shoal.programs.lifetime import Lifetime
 from shoal.programs.preloads import preloads
 from shoal.programs.servers import Server
 from shoal.programs.worker import Supervision, WorkerProgram
 from shoal.security import read_scheduler_file, secret_of
 from shoal.shell.addresses import Listening, listening
+
+logger = logging.getLogger("shoal.worker")
 
 #: What a worker that is made in a nanny's process gets from the nanny.
 SUPERVISION: ContextVar[Supervision | None] = ContextVar("supervision", default=None)
@@ -57,6 +61,9 @@ class Joining(Server):
         listen_address: str | None = None,
         contact_address: str | None = None,
         silence_logs: Any = None,
+        lifetime: Any = None,
+        lifetime_stagger: Any = None,
+        lifetime_restart: bool | None = None,
         loop: Any = None,
     ) -> None:
         super().__init__()
@@ -89,6 +96,7 @@ class Joining(Server):
         self.death_timeout = config.seconds(death_timeout, "death_timeout")
         self.validate = bool(config.get("distributed.worker.validate", False)) if validate is None else validate
         self.silence_logs = silence_logs
+        self._lifetime = Lifetime(lifetime, lifetime_stagger, lifetime_restart)
         self._preloads = preloads(preload, preload_argv, self._section)
         self._where = (host, port, interface, protocol, listen_address, contact_address)
         listening(self.scheduler[0] if self.scheduler else "tcp://127.0.0.1:0", *self._where)  # complain now
@@ -121,6 +129,27 @@ class Joining(Server):
         if self.death_timeout is not None:
             return self.death_timeout
         return config.seconds(config.get("distributed.comm.timeouts.connect", 30.0), "timeouts.connect") or 30.0
+
+    async def close_gracefully(
+        self, timeout: Any = None, reason: str = "its user closed it", restart: bool = False
+    ) -> None:
+        """Close, once all that only its worker holds is on others; those running tasks that take too long go, too.
+
+        Parameters
+        ----------
+        timeout
+            Seconds until it closes all the same (``shoal.worker.retire-timeout``).
+        reason
+            What the scheduler is told, for logs and events.
+        restart
+            Whether another worker is to take its place.
+        """
+        if self.status == "running":
+            name = "shoal.worker.retire-timeout"
+            seconds = config.seconds(config.get(name, 25.0) if timeout is None else timeout, "timeout") or 0.0
+            if not await self.program.retire(reason, seconds, restart):
+                logger.warning("%s was not let go within %g s: it closes all the same", self.name, seconds)
+        await self.close(reason)
 
     async def _end(self, reason: str) -> None:
         await self._preloads.stop(self)
@@ -169,6 +198,9 @@ class Worker(Joining):
         Where to listen, whole; and what others are told, where that is another address.
     silence_logs
         Level from which on its log is printed.
+    lifetime, lifetime_stagger, lifetime_restart
+        How long it lives, as ``"2 hours"``, until it is retired: what only it holds is moved first. Up to the second so
+        much earlier or later; with the third its nanny starts another then.
     loop
         Has no effect.
 
@@ -191,6 +223,7 @@ class Worker(Joining):
             local_directory=self._local_directory,
             supervision=self._supervision,
             validate=self.validate,
+            lifetime=self._lifetime,
             public=self,
         )
         await self._preloads.start(self)

@@ -80,6 +80,9 @@ class Nanny(Joining):
         protocol: str | None = None,
         listen_address: str | None = None,
         contact_address: str | None = None,
+        lifetime: Any = None,
+        lifetime_stagger: Any = None,
+        lifetime_restart: bool | None = None,
         loop: Any = None,
         **worker_kwargs: Any,
     ) -> None:
@@ -108,6 +111,9 @@ class Nanny(Joining):
             listen_address=listen_address,
             contact_address=contact_address,
             silence_logs=silence_logs,
+            lifetime=lifetime,
+            lifetime_stagger=lifetime_stagger,
+            lifetime_restart=lifetime_restart,
             loop=loop,
         )
         preloads(preload, preload_argv, "distributed.worker")  # complain now
@@ -123,6 +129,9 @@ class Nanny(Joining):
             "preload": preload,
             "preload_argv": preload_argv,
             "silence_logs": _level(quiet, silence_logs),
+            "lifetime": self._lifetime.duration,
+            "lifetime_stagger": self._lifetime.stagger,
+            "lifetime_restart": self._lifetime.restart,
         }
         self._pickled = ""
         if worker_class is not None or worker_kwargs:

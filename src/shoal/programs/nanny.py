@@ -31,7 +31,7 @@ from shoal.core.events import (
 from shoal.core.nanny.child import ChildState
 from shoal.core.nanny.reactor import NannyCore
 from shoal.errors import StartError
-from shoal.messages import Bye, NannyRegistered, RegisterNanny, ToNanny
+from shoal.messages import AskRetirement, Bye, NannyRegistered, RegisterNanny, ToNanny
 from shoal.programs.calls import call_function, call_user
 from shoal.programs.orders import Orders
 from shoal.programs.plugins import Plugins
@@ -40,7 +40,7 @@ from shoal.shell.addresses import Listening
 from shoal.shell.driver import Driver
 from shoal.shell.link import Identity, Link
 from shoal.shell.logs import LogKeeper
-from shoal.shell.loops import first_of, in_thread
+from shoal.shell.loops import first_of, in_thread, is_set_within
 from shoal.shell.network import dial_lasting, local_address
 from shoal.shell.recorder import Recorder
 from shoal.shell.scratch import Scratch, remove_tree
@@ -285,6 +285,14 @@ class NannyProgram:
     async def close_gracefully(self, reason: str = "") -> None:
         """When the worker goes, close; do not start another."""
         self._push(Command("leave", reason))
+
+    async def retire(self, reason: str, timeout: float, restart: bool = False) -> bool:
+        """Have the scheduler move what only the worker holds, and let both go; return whether it has.
+
+        Running tasks have half of ``timeout`` seconds to end; then they run elsewhere.
+        """
+        self._send(AskRetirement(reason, timeout / 2, restart))
+        return await is_set_within(self.finished, timeout)
 
     def end(self, reason: str) -> None:
         """Begin to end: the worker process first."""

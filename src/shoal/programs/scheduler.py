@@ -36,6 +36,7 @@ logger = logging.getLogger("shoal.scheduler")
 def settings() -> Settings:
     """The scheduler's settings, from the configuration."""
     d, s = "distributed.scheduler.", "shoal.scheduler."
+    amm, rebalance = d + "active-memory-manager.", "distributed.worker.memory.rebalance."
     return Settings(
         allowed_failures=int(config.get(d + "allowed-failures", 3)),
         saturation=float(config.get(d + "worker-saturation", 1.1)),
@@ -54,6 +55,17 @@ def settings() -> Settings:
         validate=bool(config.get(d + "validate", False)),
         events_length=int(config.get("distributed.admin.low-level-log-length", 1000)),
         epoch=time.time() - time.monotonic(),
+        move_timeout=config.seconds(config.get(s + "move-timeout", 30.0), s + "move-timeout") or 30.0,
+        fill=float(config.get(s + "fill", 0.8)),
+        paused_timeout=config.seconds(config.get(s + "paused-timeout", 300.0), s + "paused-timeout"),
+        idle_timeout=config.seconds(config.get(d + "idle-timeout", None), d + "idle-timeout"),
+        amm_running=bool(config.get(amm + "start", True)),
+        amm_interval=config.seconds(config.get(amm + "interval", 2.0), amm + "interval") or 2.0,
+        rebalance=(
+            config.fraction(config.get(rebalance + "sender-min", 0.3), rebalance + "sender-min"),
+            config.fraction(config.get(rebalance + "recipient-max", 0.6), rebalance + "recipient-max"),
+            config.fraction(config.get(rebalance + "sender-recipient-gap", 0.1), rebalance + "sender-recipient-gap"),
+        ),
         events_keep=config.seconds(config.get(d + "events-cleanup-delay", 3600.0), d + "events-cleanup-delay") or 0.0,
     )
 
@@ -227,9 +239,9 @@ class SchedulerProgram:
                 stimulus_id=stimulus,
             )
         elif hook == "remove_worker":
-            worker, reason, expected = effect.args
-            stimulus = self.core.state.stimulus
-            self._wait_for(notify(hook, public, worker, stimulus_id=stimulus, reason=reason, expected=expected))
+            worker, reason, expected, safe = effect.args
+            more = {"reason": reason, "expected": expected, "safe": safe}
+            self._wait_for(notify(hook, public, worker, stimulus_id=self.core.state.stimulus, **more))
         else:
             self._wait_for(notify(hook, public, *effect.args))
 

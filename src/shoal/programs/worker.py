@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import logging
 import os
@@ -14,6 +15,7 @@ from uuid import uuid4
 
 from shoal import config
 from shoal.core.effects import (
+    Answered,
     CallUser,
     CancelRun,
     Drop,
@@ -46,19 +48,24 @@ from shoal.errors import LinkError, SerializationError, StartError
 from shoal.messages import (
     ActorCall,
     Answer,
+    AskRetirement,
     Bye,
     Data,
     FromPeer,
     GetData,
     Heartbeat,
+    Leave,
     PutData,
     RegisterWorker,
+    Retired,
     Returned,
     ToPeer,
     ToWorker,
+    Unknown,
     WorkerRegistered,
 )
 from shoal.programs.calls import call_user
+from shoal.programs.lifetime import Lifetime
 from shoal.programs.plugins import Plugins
 from shoal.shell import direct
 from shoal.shell.actors import Actors
@@ -69,7 +76,7 @@ from shoal.shell.driver import Driver
 from shoal.shell.executor import ThreadExecutor
 from shoal.shell.link import Identity, Link
 from shoal.shell.logs import LogKeeper
-from shoal.shell.loops import first_of, in_thread
+from shoal.shell.loops import first_of, in_thread, is_set_within
 from shoal.shell.memory_manager import MemoryManager
 from shoal.shell.network import Server, dial_lasting, listen, local_address
 from shoal.shell.peers import PeerPool
@@ -107,6 +114,8 @@ class WorkerProgram:
         The cluster's secret.
     name, nthreads, memory_limit, resources, executors, local_directory, validate
         As for ``Worker``.
+    lifetime
+        How long it lives.
     supervision
         What its nanny gave it, where there is one.
     public
@@ -126,6 +135,7 @@ class WorkerProgram:
         local_directory: str | None = None,
         supervision: Supervision | None = None,
         validate: bool = False,
+        lifetime: Lifetime | None = None,
         public: Any = None,
     ) -> None:
         loop = asyncio.get_running_loop()
@@ -141,6 +151,8 @@ class WorkerProgram:
         self.finished = asyncio.Event()
         self._registered = asyncio.Event()
         self.reason = ""
+        #: Whether the scheduler has let go of it; it is idle then.
+        self.retired = False
         self._scratch = Scratch("worker", local_directory) if supervision is None else None
         #: Where its own files are: what is spilled, and what users upload.
         self.local_directory = supervision.directory if self._scratch is None else str(self._scratch.path)  # type: ignore[union-attr]
@@ -182,6 +194,10 @@ class WorkerProgram:
         self._held: list[Any] | None = None
         self.logs = LogKeeper(config.log_length())
         self.logs.attach("shoal.worker", "shoal.link", "shoal.driver", "shoal.plugins")
+        self.lifetime = lifetime or Lifetime()
+        #: Requests of clients that put data here, which are answered once the scheduler has heard of it.
+        self._puts: dict[int, tuple[Link, int]] = {}
+        self._put_numbers = itertools.count(1)
         self._scheduler = scheduler
         self._up = Identity("worker", self.id, secret, {"scheduler": ToWorker})
         self._serve = Identity("worker", self.id, secret, {"worker": FromPeer, "client": FromPeer})
@@ -237,27 +253,37 @@ class WorkerProgram:
         self.core.fetcher.hosts = hosts_of(self.addresses)
         self._link = await dial_lasting(self._scheduler, self._up, self._on_messages, self._on_closed, timeout)
         self._tell_nanny({"id": self.id, "address": self.addresses[0], "pid": os.getpid()})
-        self._link.send(
-            RegisterWorker(
-                self.name,
-                self.slot,
-                self.addresses,
-                self.nthreads,
-                self.memory_limit,
-                os.getpid(),
-                socket.gethostname(),
-                self.local_directory,
-                self.resources,
-                self.executors,
-            )
-        )
+        self._link.send(self._registration())
         await first_of(timeout, self._registered, self.finished)
         if not self._registered.is_set() and not self.finished.is_set():
             raise StartError(f"was not accepted within {timeout:g} s, or the set-up of a plugin takes longer than that")
         if not self._registered.is_set():
             raise StartError(self.reason)
         self.memory_manager.start()
+        self.lifetime.start(self._send)
         self._tell_nanny({"registered": True})
+
+    def _registration(self) -> RegisterWorker:
+        return RegisterWorker(
+            self.name,
+            self.slot,
+            self.addresses,
+            self.nthreads,
+            self.memory_limit,
+            os.getpid(),
+            socket.gethostname(),
+            self.local_directory,
+            self.resources,
+            self.executors,
+        )
+
+    async def retire(self, reason: str, timeout: float, restart: bool = False) -> bool:
+        """Have the scheduler move what only this worker holds, and let it go; return whether it has.
+
+        Running tasks have half of ``timeout`` seconds to end; then they run elsewhere.
+        """
+        self._send(AskRetirement(reason, timeout / 2, restart))
+        return await is_set_within(self.finished, timeout)
 
     def _tell_nanny(self, what: dict[str, Any]) -> None:
         if self._supervision is not None:
@@ -303,6 +329,13 @@ class WorkerProgram:
                 self._held = messages[number + 1 :]
                 self._spawn(self._install(message.plugins))
                 return
+            if isinstance(message, Unknown):
+                self._send(self._registration())
+            elif isinstance(message, Leave) and not message.on:
+                self.lifetime.stays()
+            elif isinstance(message, Retired) and not message.close and not self.retired:
+                self.retired = True
+                logger.info("retired: %s; idle from now on", message.reason)
         if self._held is not None:
             self._held += messages
         else:
@@ -379,6 +412,8 @@ class WorkerProgram:
                 self._spawn(self._call(effect))
             case InstallPlugin():
                 self._spawn(self._change_plugin(effect))
+            case Answered():
+                self._answer_put(effect.rid, "OK")
             case Notify():
                 for key, before, after in effect.args:
                     self._hooks.notify(effect.hook, key, before, after)
@@ -441,14 +476,27 @@ class WorkerProgram:
                 self._lent.pop((link, message.lent), None)
                 link.send(Answer(message.rid, "OK"))
             elif isinstance(message, PutData):
-                taken = {key: payload for key, payload in message.items.items() if self.core.takes(key)}
-                refused = [key for key in message.items if key not in taken]
-                self.driver.push(PutDone(message.client, self._keep(taken), refused))
-                link.send(Answer(message.rid, "OK"))
+                self._on_put(link, message)
             elif isinstance(message, ActorCall):
                 self._spawn(self._call_actor(link, message))
             elif isinstance(message, Bye):
                 link.close()
+
+    def _on_put(self, link: Link, message: PutData) -> None:
+        """A client puts data here; it is answered once the scheduler knows."""
+        if self.core.leaving:
+            link.send(Answer(message.rid, "leaving"))
+            return
+        number = next(self._put_numbers)
+        self._puts[number] = (link, message.rid)
+        taken = {key: payload for key, payload in message.items.items() if self.core.takes(key)}
+        refused = [key for key in message.items if key not in taken]
+        self.driver.push(PutDone(message.client, self._keep(taken), refused, number))
+
+    def _answer_put(self, number: int, what: str) -> None:
+        link, rid = self._puts.pop(number)
+        if not link.closed:
+            link.send(Answer(rid, what))
 
     async def _call_actor(self, link: Link, message: ActorCall) -> None:
         link.send(Answer(message.rid, await self.actors.call(message.key, message.name, message.payload)))
@@ -515,6 +563,7 @@ class WorkerProgram:
         """Say goodbye and let go of everything."""
         if self._heartbeat is not None:
             self._heartbeat.cancel()
+        self.lifetime.close()
         await self._hooks.close()
         if self._link is not None and not self._link.closed:
             self._link.send(Bye(reason))

@@ -76,7 +76,8 @@ class Oracle:
         world.count("workers that retired")
         for key in self.scattered & node.values.keys():
             task = world.scheduler.state.tasks.get(key)
-            if name in self.forced:
+            crashed = any(worker.id not in world.workers for worker in (task.who_has or ())) if task else False
+            if name in self.forced or crashed:
                 self.excused.add(key)
             elif task is not None and key not in self.excused:
                 self.world.require(self._is_safe(key, node), f"{name} retires with the only copy of {key}")

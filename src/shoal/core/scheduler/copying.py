@@ -33,12 +33,13 @@ class Move:
 
 
 class Failure(NamedTuple):
-    """A copy that did not come; ``broken``: the value cannot travel at all."""
+    """A copy that did not come; ``broken``: the value cannot travel at all. ``blame``: it is the target's fault."""
 
     task: Task
     target: WorkerRecord
     reason: str
     broken: bool = False
+    blame: bool = True
 
 
 class Copying:
@@ -109,13 +110,13 @@ class Copying:
         if not target.incoming:
             del self._targets[target]
 
-    def cancel(self, move: Move, reason: str) -> None:
+    def cancel(self, move: Move, reason: str, blame: bool) -> None:
         """``move`` is not wanted any more, or is not waited for."""
         self._end(move)
         known = self.state.tasks.get(move.task.key)
         if known is None or known.worker is not move.target:  # or it would drop what it was just asked to compute
             self.state.free(move.target, move.task.key)
-        self._failures.append(Failure(move.task, move.target, reason))
+        self._failures.append(Failure(move.task, move.target, reason, False, blame))
 
     def refused(self, worker: WorkerRecord, message: NotCopied) -> None:
         """``worker`` cannot have a copy."""
@@ -130,7 +131,7 @@ class Copying:
         for task in touched:
             for target, move in tuple(self.moves.get(task, {}).items()):
                 if task.state is not TaskState.MEMORY:
-                    self.cancel(move, f"{task.key!r} is {task.state.label}")
+                    self.cancel(move, f"{task.key!r} is {task.state.label}", False)
                 elif target in (task.who_has or ()):
                     self._end(move)
                     target.progress = now
@@ -144,7 +145,7 @@ class Copying:
             else:
                 continue
             for move in tuple(target.incoming.values()):
-                self.cancel(move, reason)
+                self.cancel(move, reason, target.running)
         failures, self._failures = self._failures, []
         return failures
 

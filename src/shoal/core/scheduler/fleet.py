@@ -86,6 +86,10 @@ class Fleet(ABC):
     def _on_ask_retirement(self, worker: WorkerRecord, message: AskRetirement) -> None:
         """A worker says that it has to go."""
 
+    @abstractmethod
+    def _leave_slot(self, slot: SlotId, reason: str) -> None:
+        """No worker may register there again."""
+
     def _say(self, to: str, message: Any) -> None:
         """Send at once, ahead of what :meth:`SchedulerState.flush` gathers; for answers that wait for nothing."""
         if to in self._roles:

@@ -30,6 +30,8 @@ from shoal.messages import Answer, AskRetirement, Close, Leave, RestartWorker, R
 _A_TURN: Final = 10_000
 #: Tasks that are looked at to learn what a key costs.
 _ANCESTORS: Final = 200
+#: How often a worker that did not bring a key is asked for it.
+_TRIES: Final = 3
 #: Keys that are named where some are lost or stay.
 _NAMED: Final = 5
 #: Slots that are remembered after they were left.
@@ -65,7 +67,8 @@ class Departure:
         self.rank: dict[Any, int] = {}
         #: Keys that somebody was asked to copy.
         self.flying: dict[Task, None] = {}
-        self.refused: dict[Task, dict[WorkerRecord, str]] = {}
+        #: Why workers did not bring keys that they were asked for, and how often.
+        self.refused: dict[Task, dict[WorkerRecord, tuple[int, str]]] = {}
         #: Why a key can never be copied.
         self.broken = ""
         self.stuck: float | None = None
@@ -223,7 +226,9 @@ class Departures(Supervision):
         for departure in self.departures.values():
             if failure.task in departure.flying or failure.task in departure.todo:
                 departure.flying.pop(failure.task, None)
-                departure.refused.setdefault(failure.task, {})[failure.target] = failure.reason
+                if failure.blame:
+                    refused = departure.refused.setdefault(failure.task, {})
+                    refused[failure.target] = (refused.get(failure.target, (0, ""))[0] + 1, failure.reason)
                 departure.line.appendleft(failure.task)
                 if failure.broken:
                     departure.broken = f"{failure.task.key!r} cannot be moved: {failure.reason}"
@@ -300,9 +305,10 @@ class Departures(Supervision):
         return found
 
     def _may_have(self, worker: WorkerRecord, task: Task, departure: Departure) -> bool:
+        refused = departure.refused.get(task)
         return (
             worker not in (task.who_has or ())
-            and worker not in departure.refused.get(task, ())
+            and (refused is None or refused.get(worker, (0, ""))[0] < _TRIES)
             and self.copying.has_room(worker, max(task.nbytes, 0))
         )
 
@@ -358,9 +364,9 @@ class Departures(Supervision):
         """Whether nobody can have what is left, and nobody is about to be able to."""
         if departure.force:
             return not departure.line
-        task = next(iter(departure.todo))
-        if task not in departure.line:
-            departure.line.append(task)
+        if not departure.line:
+            departure.line.extend(departure.todo)
+        task = departure.line[0]
         workers = self.state.workers.values()
         if self._may_be_had(task, departure):
             self._more |= any(w.running and self.copying.has_window(w) for w in workers)
@@ -380,8 +386,8 @@ class Departures(Supervision):
             why = "there is no other worker"
         elif not running:
             why = "no other worker takes data: " + ", ".join(f"{w.name} is {w.state.label}" for w in others[:_NAMED])
-        elif departure.refused.get(keys[0]):
-            why = next(iter(departure.refused[keys[0]].values()))
+        elif departure.line and departure.refused.get(departure.line[0]):
+            why = next(iter(departure.refused[departure.line[0]].values()))[1]
         else:
             why = f"none of {len(running)} workers has room for {worst.nbytes:,} bytes (shoal.scheduler.fill)"
         return f"it holds the only copy of {_names(keys)}, and {why}"

@@ -9,8 +9,8 @@ class Settings:
     __slots__ = (
         "allowed_failures", "amm_interval", "amm_running", "backlog", "bandwidth", "durations", "epoch",
         "events_keep", "events_length", "fill", "heartbeat_interval", "idle_timeout", "move_timeout",
-        "no_workers_timeout", "rebalance", "saturation", "story_length", "stream_length", "unknown_duration",
-        "validate", "worker_ttl",
+        "no_workers_timeout", "paused_timeout", "rebalance", "saturation", "story_length", "stream_length",
+        "unknown_duration", "validate", "worker_ttl",
     )  # fmt: skip
 
     def __init__(
@@ -36,6 +36,7 @@ class Settings:
         amm_interval: float = 2.0,
         rebalance: tuple[float, float, float] = (0.3, 0.6, 0.1),
         idle_timeout: float | None = None,
+        paused_timeout: float | None = None,
     ) -> None:
         self.allowed_failures = allowed_failures
         self.saturation = saturation
@@ -62,3 +63,5 @@ class Settings:
         self.rebalance = rebalance
         #: Seconds without work after which the cluster closes.
         self.idle_timeout = idle_timeout
+        #: Seconds for which a worker may take no tasks before it is replaced.
+        self.paused_timeout = paused_timeout

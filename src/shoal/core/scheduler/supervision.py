@@ -63,7 +63,8 @@ class Supervision(Fleet):
                 worker = state.by_slot.get(nanny.id)
                 if worker is not None:
                     self._on_ask_retirement(worker, message)
-                else:
+                elif not message.restart:
+                    self._leave_slot(nanny.id, message.reason)
                     self._say(peer, Close(message.reason))
             case LogEvent():
                 self.topics.log(message.topics, message.msg, message.when)
@@ -78,6 +79,7 @@ class Supervision(Fleet):
         """No worker will come back there."""
         if self.state.nannies.pop(nanny.id, None) is None:
             return
+        self._leave_slot(nanny.id, reason)  # the registration of a worker that ended with it may be on its way
         self._answer_calls(self.calls.peer_lost(nanny.id, reason))
 
     def _on_worker_died(self, nanny: NannyRecord, message: WorkerDied) -> None:
