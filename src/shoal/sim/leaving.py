@@ -83,10 +83,14 @@ def _retire(world: World, client: ClientNode, rng: Random) -> bool:
 
 def _shrink(world: World, client: ClientNode, rng: Random) -> bool:
     """A manager keeps one worker, or half of them; the other machines end seconds after it was told that they may."""
+    count = len(world.nannies) if world.options.nannies else len(world.workers)
+    return shrink_to(world, client, rng, 1 if rng.random() < 0.5 else (count + 1) // 2, rng.random() < 0.3)
+
+
+def shrink_to(world: World, client: ClientNode, rng: Random, keep: int, close: bool) -> bool:
+    """Retire all but ``keep`` workers, without closing them perhaps; end their machines later."""
     names = list(world.nannies) if world.options.nannies else list(world.workers)
     rng.shuffle(names)
-    keep = 1 if rng.random() < 0.5 else (len(names) + 1) // 2
-    close = rng.random() < 0.3
     return _ask(world, client, names[keep:], rng, close=close, late=True)
 
 

@@ -69,6 +69,8 @@ class Oracle:
     def retires(self, name: str) -> None:
         """The scheduler lets go of a worker: what it holds is elsewhere, unless it was forced."""
         world = self.world
+        if name in self.retired:  # it is told again when it is heard of
+            return
         self.retired.add(name)
         node = world.workers.get(name)
         if node is None:
