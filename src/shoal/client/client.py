@@ -19,7 +19,7 @@ from shoal.client.shapes import MISSING, fill, find_futures, flatten, reshape
 from shoal.core.client.future import FutureRecord
 from shoal.errors import UsageError
 from shoal.ids import key_from_wire, key_to_wire
-from shoal.messages import Options, Submit, Want
+from shoal.messages import Options, Submit, Unwant, Want
 from shoal.shell import serialize
 
 logger = logging.getLogger("shoal.client")
@@ -386,10 +386,23 @@ class Client(Questions):
         async with asyncio.timeout(timeout):
             while not await self._connection.ask("put_targets", workers=None):
                 await asyncio.sleep(0.1)  # workers are starting, or being restarted
-            await self._connection.put(payloads, workers, broadcast)
+            putting = asyncio.ensure_future(self._connection.put(payloads, workers, broadcast))
+            try:
+                await asyncio.shield(putting)
+            except asyncio.CancelledError:
+                # It is under way, and goes on; what comes of it is let go of once it is there.
+                putting.add_done_callback(lambda _: self._let_go(payloads))
+                raise
             self._connection.say(Want(list(payloads)))
             await self._connection.all_done([future._record for future in futures])
         return shape
+
+    def _let_go(self, keys: Iterable[str]) -> None:
+        """Data that was put after nobody waited for it any more."""
+        futures = self._connection.core.futures
+        unwanted = [key for key in keys if key not in futures]
+        if unwanted and not self._connection.closed:
+            self._connection.say(Unwant(unwanted))
 
 
 def _value_key(value: Any, hash: bool) -> str:

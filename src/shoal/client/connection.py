@@ -337,19 +337,33 @@ class Connection:
         return answer.items
 
     async def put(self, payloads: dict[str, Any], workers: list[str] | None, broadcast: bool) -> None:
-        """Put values on workers, in turn or on all."""
-        targets = await self.ask("put_targets", workers=workers)
-        if not targets:
-            raise UsageError(f"no running worker to scatter to (workers={workers!r})")
-        shares: dict[str, dict[str, Any]] = {}
-        for number, (key, payload) in enumerate(payloads.items()):
-            for target in targets if broadcast else [targets[number % len(targets)]]:
-                shares.setdefault(target[0], {})[key] = payload
-        addresses = {target[0]: target[1] for target in targets}
-        await asyncio.gather(*(self._put_on(peer, addresses[peer], items) for peer, items in shares.items()))
+        """Put values on workers, in turn or on all; what one cannot take that goes or is gone, another gets."""
+        left = payloads
+        while left:
+            targets = await self.ask("put_targets", workers=workers)
+            if not targets:
+                raise UsageError(f"no running worker to scatter to (workers={workers!r})")
+            shares: dict[str, dict[str, Any]] = {}
+            for number, (key, payload) in enumerate(left.items()):
+                for target in targets if broadcast else [targets[number % len(targets)]]:
+                    shares.setdefault(target[0], {})[key] = payload
+            addresses = {target[0]: target[1] for target in targets}
+            taken = await asyncio.gather(
+                *(self._put_on(peer, addresses[peer], items) for peer, items in shares.items())
+            )
+            there = set().union(*(shares[peer] for peer, well in zip(shares, taken, strict=True) if well))
+            left = {key: payload for key, payload in left.items() if key not in there}
+            if left:
+                await asyncio.sleep(0.05)
 
-    async def _put_on(self, peer: str, addresses: list[str], items: dict[str, Any]) -> None:
-        await self.peers.request(peer, addresses, lambda rid: PutData(rid, self.core.id, items))
+    async def _put_on(self, peer: str, addresses: list[str], items: dict[str, Any]) -> bool:
+        """Put values on one worker; return whether it took them, and the scheduler knows."""
+        try:
+            answer = await self.peers.request(peer, addresses, lambda rid: PutData(rid, self.core.id, items))
+        except LinkError as error:
+            logger.info("%s takes no data: %s", peer, error)
+            return False
+        return bool(answer.value == "OK")
 
     async def close(self, reason: str) -> None:
         """Say what is left to say, then goodbye."""

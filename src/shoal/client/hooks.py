@@ -12,7 +12,7 @@ from typing import Any
 from uuid import uuid4
 
 from shoal import config
-from shoal.client.admin import AdminCalls
+from shoal.client.copies import CopyCalls
 from shoal.core.effects import EventLogged
 from shoal.errors import UsageError
 from shoal.messages import RegisterPlugin, Restart, Subscribe
@@ -24,7 +24,7 @@ from shoal.shell.serialize import event_of
 logger = logging.getLogger("shoal.client")
 
 
-class Hooks(AdminCalls):
+class Hooks(CopyCalls):
     """Plugins, files, events."""
 
     # -------------------------------------------------------------------------------------------- plugins

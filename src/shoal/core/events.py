@@ -194,3 +194,9 @@ class Released(Event):
     """The user of a client let go of one future of this record."""
 
     record: Any
+
+
+class Asked(Event):
+    """The program itself asks the scheduler for what clients may ask for; it is answered with ``Answered``."""
+
+    message: Any

@@ -84,8 +84,17 @@ class SchedulerPlugin:
     def add_worker(self, scheduler: Any, worker: str) -> Any:
         """A worker joined; may be async."""
 
+    def retire(self, scheduler: Any, worker: str, reason: str) -> Any:
+        """A worker is to leave, and what only it holds is being moved; may be async.
+
+        ``remove_worker`` follows with ``safe=True``, unless it dies, or stays for want of another that can have it.
+        """
+
     def remove_worker(self, scheduler: Any, worker: str, *, stimulus_id: str, **kwargs: Any) -> Any:
-        """A worker left; may be async. ``kwargs`` has ``reason`` and ``expected``."""
+        """A worker left; may be async.
+
+        ``kwargs`` has ``reason``, ``expected`` and ``safe``: whether it retired, and nothing was lost by it.
+        """
 
     def worker_died(self, scheduler: Any, death: dict[str, Any]) -> Any:
         """A nanny tells how its worker process ended; may be async.
@@ -110,7 +119,7 @@ class SchedulerPlugin:
 
 #: The hooks that are called while a scheduler runs.
 HOOKS = (
-    "update_graph", "restart", "transition", "add_worker", "remove_worker", "worker_died", "add_client",
+    "update_graph", "restart", "transition", "add_worker", "retire", "remove_worker", "worker_died", "add_client",
     "remove_client", "valid_workers_downscaling", "log_event",
 )  # fmt: skip
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import importlib
 import itertools
 import logging
 import time
@@ -13,12 +14,16 @@ from uuid import uuid4
 
 from shoal import config
 from shoal.core.effects import Answered, CallUser, CloseLink, Effect, InstallPlugin, Log, Notify, Send, Stop
-from shoal.core.events import CallDone, Due, LinkLost, LinkOpened, PluginOffered, PluginsChanged, Received
+from shoal.core.events import Asked, CallDone, Due, LinkLost, LinkOpened, PluginOffered, PluginsChanged, Received
+from shoal.core.scheduler import scaling
 from shoal.core.scheduler.reactor import SchedulerCore
+from shoal.core.scheduler.roster import WorkerRecord
 from shoal.core.scheduler.settings import Settings
+from shoal.errors import ConfigurationError, UsageError
 from shoal.ids import WorkerId, key_from_wire
-from shoal.messages import INBOUND
+from shoal.messages import INBOUND, Retire
 from shoal.messages import TaskError as SentError
+from shoal.plugins.base import hooks_of
 from shoal.programs.calls import call_user
 from shoal.programs.plugins import Plugins
 from shoal.shell import serialize
@@ -70,6 +75,29 @@ def settings() -> Settings:
     )
 
 
+def policies() -> list[Any]:
+    """The memory manager's policies that the configuration names, beside its own.
+
+    Raises
+    ------
+    ConfigurationError
+        If one cannot be made.
+    """
+    found = []
+    name = "distributed.scheduler.active-memory-manager.policies"
+    for wanted in config.get(name, []) or []:
+        options = dict(wanted)
+        path = str(options.pop("class", ""))
+        if path.rpartition(".")[2] in ("ReduceReplicas", "RetireWorker"):
+            continue  # they are always there
+        try:
+            module, _, attribute = path.rpartition(".")
+            found.append(getattr(importlib.import_module(module), attribute)(**options))
+        except (ImportError, AttributeError, ValueError, TypeError) as error:
+            raise ConfigurationError(f"{name}: {wanted!r} cannot be made: {error}") from error
+    return found
+
+
 class SchedulerProgram:
     """Runs a :class:`SchedulerCore` on the current event loop.
 
@@ -100,6 +128,9 @@ class SchedulerProgram:
         self._asked: dict[int, asyncio.Future[Any]] = {}
         self._numbers = itertools.count()
         self._scratch: Scratch | None = None
+        self.core.downscaling = self._may_go
+        for policy in policies():
+            self.core.amm.add_policy(policy)
         self._loop = asyncio.get_running_loop()
         self.driver = Driver(self.core, self._perform, self._loop, lambda error: self.finished.set())
 
@@ -195,7 +226,10 @@ class SchedulerProgram:
             case Notify():
                 self._notify(effect)
             case Answered():
-                self._asked.pop(effect.rid).set_result(effect.value)
+                if effect.error is None:
+                    self._asked.pop(effect.rid).set_result(effect.value)
+                else:
+                    self._asked.pop(effect.rid).set_exception(UsageError(effect.error))
             case Stop():
                 self.reason = effect.reason
                 self.finished.set()
@@ -275,6 +309,58 @@ class SchedulerProgram:
                 raise serialize.load_error(SentError(*value))
             found[where] = value
         return found
+
+    # -------------------------------------------------------------------------------------------- size of the cluster
+
+    def adaptive_target(self, target_duration: Any = None) -> int:
+        """How many workers there should be for the work that is there to be done within ``target_duration``."""
+        name = "distributed.adaptive.target-duration"
+        seconds = config.seconds(config.get(name, 5.0) if target_duration is None else target_duration, name)
+        return scaling.adaptive_target(self.core, seconds or 5.0)
+
+    def candidates_to_close(self, **criteria: Any) -> list[WorkerRecord]:
+        """The workers that are needed least; criteria as for :meth:`Client.retire_workers`."""
+        return scaling.to_close(self.core, **criteria)
+
+    def workers_to_close(self, **criteria: Any) -> list[Any]:
+        """As :meth:`candidates_to_close`: the ``attribute`` (their address) of each."""
+        return [
+            getattr(worker, criteria.get("attribute", "address")) for worker in self.candidates_to_close(**criteria)
+        ]
+
+    async def retire_workers(
+        self,
+        workers: Sequence[str] | None = None,
+        *,
+        close_workers: bool = True,
+        remove: bool = True,
+        force: bool = False,
+        timeout: float | None = None,
+        reason: str = "a plugin retired it",
+        **criteria: Any,
+    ) -> dict[str, Any]:
+        """Have workers leave, as :meth:`Client.retire_workers`: which left, which stay and why, which died."""
+        names = None if workers is None else [str(worker) for worker in workers]
+        rid = next(self._numbers)
+        future = self._asked[rid] = self._loop.create_future()
+        self.driver.push(Asked(Retire(rid, names, criteria, close_workers, remove, force, timeout, reason)))
+        told: dict[str, Any] = await future
+        return told
+
+    @property
+    def extensions(self) -> dict[str, Any]:
+        """What may be reached here by name: ``"amm"``, the active memory manager."""
+        return {"amm": self.core.amm}
+
+    def _may_go(self, workers: list[WorkerRecord]) -> list[WorkerRecord]:
+        """Ask the plugins which of ``workers`` may be removed when the cluster shrinks."""
+        for plugin in self._hooks.installed.values():
+            if "valid_workers_downscaling" in hooks_of(plugin):
+                try:
+                    workers = list(plugin.valid_workers_downscaling(self._public, workers))
+                except Exception:
+                    logger.exception("valid_workers_downscaling of the plugin %r failed", plugin)
+        return workers
 
     def log_event(self, topic: str | Sequence[str], msg: Any) -> None:
         """Log an event under one or more topics.

@@ -1,16 +1,15 @@
 """The active memory manager: policies that suggest which keys should have more copies, or fewer.
 
 A policy is an object whose ``run()`` yields suggestions ``("replicate" | "drop", task, candidates)``; candidates are
-workers, or None for any. The manager turns down what would harm: a drop of the last copy on a worker that stays, or of
-one that a task needs there; a copy onto a worker that takes no data or has one. A pass is spread over as many turns of
-the scheduler as it takes.
+workers, or None for any. It is sent the worker that was chosen, or None. The manager turns down what would harm: a drop
+of the last copy on a worker that stays, or of one that a task needs there; a copy onto a worker that takes no data or
+has one. A pass is spread over as many turns of the scheduler as it takes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Generator, Iterable
 from heapq import heapify, heapreplace
-from itertools import islice
 from typing import Any, Final, Protocol
 
 from shoal.core.effects import ERROR
@@ -23,12 +22,13 @@ from shoal.core.scheduler.task import Task, TaskState
 _A_TURN: Final = 2_000
 
 Suggestion = tuple[str, Task, Collection[WorkerRecord] | None]
+Suggestions = Generator[Suggestion | None, WorkerRecord | None, None]
 
 
 class Policy(Protocol):
     """Suggests copies."""
 
-    def run(self) -> Iterator[Suggestion | None]:
+    def run(self) -> Suggestions:
         """Yield suggestions; None where there is nothing to suggest yet, so that others have a turn."""
 
 
@@ -38,7 +38,7 @@ class ReduceReplicas:
     def __init__(self, manager: MemoryManager) -> None:
         self.manager = manager
 
-    def run(self) -> Iterator[Suggestion | None]:
+    def run(self) -> Suggestions:
         """Suggest a drop for each copy that is too many."""
         state = self.manager.state
         for task in list(state.replicated):
@@ -78,7 +78,7 @@ class MemoryManager:
         self.policies: dict[Any, None] = {ReduceReplicas(self): None}
         #: Suggestions that were carried out, by kind, and that were turned down.
         self.counts = {"replicate": 0, "drop": 0, "refused": 0}
-        self._pass: Iterator[Suggestion | None] | None = None
+        self._pass: Suggestions | None = None
         self._next: float | None = None
         self._emptiest: list[tuple[int, str, WorkerRecord]] = []
 
@@ -118,10 +118,10 @@ class MemoryManager:
         heapify(self._emptiest)
         self._pass = self._suggestions()
 
-    def _suggestions(self) -> Iterator[Suggestion | None]:
+    def _suggestions(self) -> Suggestions:
         for policy in tuple(self.policies):
             try:
-                yield from policy.run()
+                yield from _generator(policy.run())
             except Exception as error:  # a user's own: the others, and the scheduler, go on
                 self._log(ERROR, f"the policy {policy!r} of the memory manager failed: {error!r}")
 
@@ -138,32 +138,36 @@ class MemoryManager:
                 return False
             self._begin()
         assert self._pass is not None
-        taken = 0
-        for suggestion in islice(self._pass, _A_TURN):
-            taken += 1
-            if suggestion is not None:
-                done = self._carry_out(*suggestion)
-                self.counts[suggestion[0] if done else "refused"] += 1
-        if taken == _A_TURN:
-            return True
-        self._pass, self._next = None, None
-        return False
+        chosen: WorkerRecord | None = None
+        try:
+            for _ in range(_A_TURN):
+                suggestion = self._pass.send(chosen)
+                if suggestion is None:
+                    chosen = None
+                    continue
+                chosen = self._carry_out(*suggestion)
+                self.counts[suggestion[0] if chosen is not None else "refused"] += 1
+        except StopIteration:
+            self._pass = None
+            self._next = now + self.interval if self.running else None
+            return False
+        return True
 
     def deadline(self) -> float | None:
         """When the next pass is due."""
         return self._next
 
-    def _carry_out(self, what: str, task: Task, candidates: Collection[WorkerRecord] | None) -> bool:
+    def _carry_out(self, what: str, task: Task, candidates: Collection[WorkerRecord] | None) -> WorkerRecord | None:
         if task.state is not TaskState.MEMORY or task.actor:
-            return False
+            return None
         if what == "drop":
             return self._drop(task, candidates)
         if what == "replicate":
             return self._replicate(task, candidates)
         self._log(ERROR, f"a policy of the memory manager suggests {what!r}; it may be 'replicate' or 'drop'")
-        return False
+        return None
 
-    def _replicate(self, task: Task, candidates: Collection[WorkerRecord] | None) -> bool:
+    def _replicate(self, task: Task, candidates: Collection[WorkerRecord] | None) -> WorkerRecord | None:
         moves = self._copying.moves.get(task, {})
         size = max(task.nbytes, 0)
 
@@ -182,16 +186,15 @@ class MemoryManager:
                 target = heap[0][2]
                 self._copying.begin(task, target)
                 heapreplace(heap, (self._copying.projected(target), target.id, target))
-                return True
+                return target
             candidates = [entry[2] for entry in heap]
         able = [worker for worker in candidates if may(worker)]
         target = min(able, key=lambda worker: (self._copying.projected(worker), worker.id), default=None)
-        if target is None:
-            return False
-        self._copying.begin(task, target)
-        return True
+        if target is not None:
+            self._copying.begin(task, target)
+        return target
 
-    def _drop(self, task: Task, candidates: Collection[WorkerRecord] | None) -> bool:
+    def _drop(self, task: Task, candidates: Collection[WorkerRecord] | None) -> WorkerRecord | None:
         needed = {dependent.worker for dependent in task.dependents or () if dependent.worker is not None}
         able = [
             worker
@@ -199,4 +202,12 @@ class MemoryManager:
             if (candidates is None or worker in candidates) and worker.stays and worker not in needed
         ]
         source = max(able, key=lambda worker: (self._copying.projected(worker), worker.id), default=None)
-        return source is not None and self.state.drop_copy(task, source)
+        return source if source is not None and self.state.drop_copy(task, source) else None
+
+
+def _generator(suggestions: Iterable[Suggestion | None]) -> Suggestions:
+    """What may be sent to; a policy may also return a list."""
+    if isinstance(suggestions, Generator):
+        yield from suggestions
+    else:
+        yield from iter(suggestions)

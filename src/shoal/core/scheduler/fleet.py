@@ -77,6 +77,8 @@ class Fleet(ABC):
         #: Why no worker may register in a slot any more, and why a worker whose link is open is none any more.
         self.left: dict[SlotId, str] = {}
         self.retired: dict[WorkerId, str] = {}
+        #: Since when workers take no tasks of their own accord.
+        self.paused: dict[WorkerRecord, float] = {}
 
     @abstractmethod
     def _on_leaving(self, peer: str, number: int) -> None:
@@ -98,16 +100,19 @@ class Fleet(ABC):
     def _log(self, level: int, text: str) -> None:
         self._effects.append(Log(level, text))
 
+    def _answer(self, client: ClientId, rid: int, value: Any, error: str | None = None) -> None:
+        """Answer a request of a client, or (without a name) of this program itself."""
+        record = self.state.clients.get(client)
+        if record is not None:
+            self.state.tell(record, Answer(rid, value, error))
+        elif not client:
+            self._effects.append(Answered(rid, value, error))
+
     def _answer_calls(self, calls: list[Any]) -> None:
         for call in calls:
             if call.complete:
                 self.calls.end(call)
-                value = {"results": call.results, "errors": call.errors}
-                client = self.state.clients.get(call.client)
-                if client is not None:
-                    self.state.tell(client, Answer(call.rid, value))
-                elif not call.client:
-                    self._effects.append(Answered(call.rid, value, None))
+                self._answer(call.client, call.rid, {"results": call.results, "errors": call.errors})
 
     # -------------------------------------------------------------------------------------------- workers
 
@@ -258,6 +263,10 @@ class Fleet(ABC):
         )
         worker.paused = message.paused
         if message.paused:
+            self.paused[worker] = self.state.now
+        else:
+            self.paused.pop(worker, None)
+        if message.paused:
             self._log(WARNING, f"worker {worker.name} takes no tasks: {message.reason}")
             self.state.pause(worker)
         else:
@@ -340,6 +349,7 @@ class Fleet(ABC):
         state = self.state
         assigned = state.remove_worker(worker)
         has_nanny = worker.slot in state.nannies
+        self.paused.pop(worker, None)
         for pair in [pair for pair in self._unreachable if pair[0] == worker.id]:
             del self._unreachable[pair]
         level = INFO if expected else WARNING

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Final
 
-from shoal.core.scheduler import explain
+from shoal.core.scheduler import explain, scaling
 from shoal.core.scheduler.roster import NannyRecord, WorkerRecord
 from shoal.core.scheduler.snapshot import save
 from shoal.core.scheduler.task import Task, TaskState
@@ -144,6 +144,16 @@ def put_targets(core: SchedulerCore, workers: list[str] | None = None) -> list[l
     return [[w.id, w.addresses, w.nthreads] for w in usable]
 
 
+def adaptive_target(core: SchedulerCore, target_duration: float = 5.0) -> int:
+    """See :func:`shoal.core.scheduler.scaling.adaptive_target`."""
+    return scaling.adaptive_target(core, target_duration)
+
+
+def workers_to_close(core: SchedulerCore, attribute: str = "address", **criteria: Any) -> list[Any]:
+    """See :func:`shoal.core.scheduler.scaling.to_close`: an attribute of each."""
+    return [getattr(worker, attribute) for worker in scaling.to_close(core, attribute=attribute, **criteria)]
+
+
 def events(core: SchedulerCore, topic: str | None = None) -> Any:
     """Events of a topic as (seconds since 1970, message), or of all topics, by topic."""
     if topic is not None:
@@ -215,6 +225,8 @@ QUESTIONS: Final[dict[str, Callable[..., Any]]] = {
     "groups": groups,
     "prefixes": prefixes,
     "task_stream": task_stream,
+    "adaptive_target": adaptive_target,
+    "workers_to_close": workers_to_close,
     "events": events,
     "snapshot": snapshot,
     "story": story,

@@ -12,6 +12,7 @@ from typing import assert_never
 
 from shoal.core.effects import WARNING, CallUser, CloseLink, Effect, Notify, Stop
 from shoal.core.events import (
+    Asked,
     CallDone,
     Due,
     Event,
@@ -26,7 +27,7 @@ from shoal.core.scheduler.invariants import check
 from shoal.core.scheduler.roster import ClientRecord, FunctionRecord
 from shoal.core.scheduler.settings import Settings
 from shoal.core.scheduler.spreading import Spreading
-from shoal.core.scheduler.task import Task, TaskState
+from shoal.core.scheduler.task import ACTIVE, Task, TaskState
 from shoal.errors import ShoalError
 from shoal.ids import ClientId, SlotId, WorkerId
 from shoal.messages import (
@@ -73,6 +74,10 @@ class SchedulerCore(Spreading):
     def __init__(self, id: str, settings: Settings | None = None) -> None:
         super().__init__(id, settings)
         self.started = 0.0
+        #: Since when there has been no work, at which count of transitions, when that is looked at next; why it closes.
+        self._idle_since, self._idle_seen = 0.0, -1
+        self._idle_check: float | None = None
+        self._idle_reason = ""
 
     # -------------------------------------------------------------------------------------------- driving
 
@@ -96,11 +101,15 @@ class SchedulerCore(Spreading):
                 self._change_plugin(ClientId(""), event.rid, event.kind, event.name, event.payload)
             elif type(event) is PluginsChanged:
                 self._on_plugins_changed(event.hooks)
+            elif type(event) is Asked:
+                self._on_retire(ClientId(""), event.message)
             elif type(event) is not Due:
                 raise TypeError(f"not an event of the scheduler's: {event!r}")
         self._check_ttl(now)
         self._check_restarts(now)
         self._check_stranded(now)
+        self._check_paused(now)
+        self._check_idle(now)
         state.settle()
         self._step_copies(now)
         state.settle()
@@ -120,10 +129,34 @@ class SchedulerCore(Spreading):
         """When :meth:`handle` is to be called even if nothing happens."""
         due = [restart.deadline for restart in self.restarts]
         due += [at for at in (self._ttl_check, self._strand_check(), self.balancer.deadline()) if at is not None]
-        copies = self._copies_due(self.state.now)
-        if copies is not None:
-            due.append(copies)
+        due += [at for at in (self._copies_due(self.state.now), self._idle_check) if at is not None]
         return min(due, default=None)
+
+    def _check_idle(self, now: float) -> None:
+        """Close the cluster that has had no work for too long: its workers retire first, whatever they hold."""
+        timeout, state = self.settings.idle_timeout, self.state
+        if timeout is None:
+            return
+        if self._idle_reason:
+            if not self.departures or now >= self._idle_since + timeout + self.settings.move_timeout:
+                self.close(self._idle_reason)
+            return
+        if self._idle_check is not None and now < self._idle_check:
+            return
+        active = any(group.states[one] for group in state.groups.values() for one in ACTIVE)
+        if active or state.transitions != self._idle_seen or self._idle_check is None:
+            self._idle_since, self._idle_seen = now, state.transitions
+        self._idle_check = min(now + timeout / 4, self._idle_since + timeout)
+        if now < self._idle_since + timeout:
+            return
+        self._idle_reason = f"the cluster has had no work for {now - self._idle_since:.0f} s (idle-timeout)"
+        self._idle_check = now + self.settings.move_timeout
+        self._log(WARNING, f"{self._idle_reason}; it closes, and {len(state.tasks)} results are given up with it")
+        self.topics.log(["all", "scheduler"], {"action": "idle-timeout", "results": len(state.tasks)})
+        for worker in tuple(state.workers.values()):
+            departure = self._depart(worker, self._idle_reason)
+            departure.close = departure.remove = departure.force = True
+            self._for_good(departure)
 
     def _on_received(self, event: Received) -> None:
         role = self._roles.get(event.peer)
@@ -209,13 +242,13 @@ class SchedulerCore(Spreading):
             case LogEvent():
                 self.topics.log(message.topics, message.msg, message.when)
             case Retire():
-                self._on_retire(client, message)
+                self._on_retire(client.id, message)
             case Replicate():
-                self._on_replicate(client, message)
+                self._on_replicate(client.id, message)
             case Rebalance():
-                self._on_rebalance(client, message)
+                self._on_rebalance(client.id, message)
             case ManageMemory():
-                self._on_manage(client, message)
+                self._on_manage(client.id, message)
             case Shutdown():
                 self._on_shutdown(client, message)
             case Bye():

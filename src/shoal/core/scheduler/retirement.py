@@ -18,13 +18,13 @@ from typing import Any, Final
 from shoal.core.effects import INFO, WARNING
 from shoal.core.scheduler import info, scaling
 from shoal.core.scheduler.copying import Failure
-from shoal.core.scheduler.roster import ClientRecord, NannyRecord, WorkerRecord, WorkerState
+from shoal.core.scheduler.roster import NannyRecord, WorkerRecord, WorkerState
 from shoal.core.scheduler.settings import Settings
 from shoal.core.scheduler.supervision import Supervision
 from shoal.core.scheduler.task import Task, TaskState
 from shoal.errors import UsageError
 from shoal.ids import ClientId, SlotId, WorkerId
-from shoal.messages import Answer, AskRetirement, Close, Leave, RestartWorker, Retire, Retired
+from shoal.messages import AskRetirement, Close, Leave, RestartWorker, Retire, Retired
 
 #: Keys that are looked at, and copies that are begun, in one turn for one worker.
 _A_TURN: Final = 10_000
@@ -109,16 +109,16 @@ class Departures(Supervision):
 
     # -------------------------------------------------------------------------------------------- beginning
 
-    def _on_retire(self, client: ClientRecord, message: Retire) -> None:
-        """A client wants workers to go."""
+    def _on_retire(self, client: ClientId, message: Retire) -> None:
+        """A client (or this program itself) wants workers to go."""
         state = self.state
-        pending = PendingRetirement(client.id, message.rid)
+        pending = PendingRetirement(client, message.rid)
         names = message.workers
         if names is None:
             try:
                 names = [str(worker.id) for worker in scaling.to_close(self, **message.criteria)]
             except (TypeError, UsageError) as error:
-                state.tell(client, Answer(message.rid, None, f"{type(error).__name__}: {error}"))
+                self._answer(client, message.rid, None, f"{type(error).__name__}: {error}")
                 return
         reason = message.reason or "a client retired it"
         patience = None if message.patience is None else state.now + message.patience
@@ -203,6 +203,17 @@ class Departures(Supervision):
             departure.nanny_heard |= departure.nanny_number == number
 
     # -------------------------------------------------------------------------------------------- the turn
+
+    def _check_paused(self, now: float) -> None:
+        """Replace workers that have taken no tasks for too long, where there is a nanny to start others."""
+        timeout = self.settings.paused_timeout
+        for worker, since in tuple(self.paused.items()):
+            if timeout is None or now < since + timeout:
+                continue
+            self.paused[worker] = now  # it is thought over again, should it stay
+            if worker.stays and worker.slot in self.state.nannies:
+                departure = self._depart(worker, f"it has taken no tasks for {now - since:.0f} s")
+                departure.close = departure.remove = True
 
     def _step_departures(self, failures: list[Failure], touched: list[Task], now: float) -> None:
         """Take notice of what was copied and what was not, begin more, and let those go that may."""
@@ -292,17 +303,21 @@ class Departures(Supervision):
 
     def _pick(self, targets: list[Any], task: Task, departure: Departure) -> WorkerRecord | None:
         """Take the emptiest worker that may have a copy of ``task`` off the heap."""
+        refused = departure.refused.get(task, ())
         passed_over = []
-        found = None
+        found: Any = None
         while targets:
             entry = heappop(targets)
-            if self._may_have(entry[2], task, departure):
-                found = entry[2]
+            if entry[2] not in refused and self._may_have(entry[2], task, departure):
+                found = entry
                 break
             passed_over.append(entry)
+        if found is None:  # one that did not bring it before, then
+            found = next((entry for entry in passed_over if self._may_have(entry[2], task, departure)), None)
         for entry in passed_over:
-            heappush(targets, entry)
-        return found
+            if entry is not found:
+                heappush(targets, entry)
+        return None if found is None else found[2]
 
     def _may_have(self, worker: WorkerRecord, task: Task, departure: Departure) -> bool:
         refused = departure.refused.get(task)
@@ -395,6 +410,8 @@ class Departures(Supervision):
     def departures_due(self) -> float | None:
         """When something is to be decided even if nothing happens."""
         due: list[float] = []
+        if self.paused and self.settings.paused_timeout is not None:
+            due.append(min(self.paused.values()) + self.settings.paused_timeout)
         for departure in self.departures.values():
             if departure.flushed:
                 continue
@@ -514,9 +531,7 @@ class Departures(Supervision):
         self.topics.log(
             "all", {"action": "retire-workers", "retired": list(pending.retired), "could-not-retire": pending.kept}
         )
-        client = self.state.clients.get(pending.client)
-        if client is not None:
-            self.state.tell(client, Answer(pending.rid, told))
+        self._answer(pending.client, pending.rid, told)
 
 
 def _cost(task: Task) -> float:

@@ -7,11 +7,11 @@ from typing import Final
 from shoal.core.scheduler.amm import MemoryManager
 from shoal.core.scheduler.copying import Failure
 from shoal.core.scheduler.retirement import Departures
-from shoal.core.scheduler.roster import ClientRecord, WorkerRecord
+from shoal.core.scheduler.roster import WorkerRecord
 from shoal.core.scheduler.settings import Settings
 from shoal.core.scheduler.task import Task, TaskState
 from shoal.ids import ClientId
-from shoal.messages import Answer, ManageMemory, Rebalance, Replicate
+from shoal.messages import ManageMemory, Rebalance, Replicate
 
 #: The part of the mean by which workers may differ after a rebalance, where there are no memory limits.
 _UNEVEN: Final = 0.05
@@ -65,8 +65,8 @@ class Spreading(Departures):
 
     # -------------------------------------------------------------------------------------------- replicate
 
-    def _on_replicate(self, client: ClientRecord, message: Replicate) -> None:
-        spread = Spread(client.id, message.rid, message.workers, message.count, max(message.branching, 1))
+    def _on_replicate(self, client: ClientId, message: Replicate) -> None:
+        spread = Spread(client, message.rid, message.workers, message.count, max(message.branching, 1))
         workers = self._targets(spread)
         if spread.count is None or spread.count > len(workers):
             spread.count = len(workers)
@@ -143,14 +143,12 @@ class Spreading(Departures):
         if spread.left or spread not in self._spreads:
             return
         self._spreads.remove(spread)
-        client = self.state.clients.get(spread.client)
-        if client is not None:
-            self.state.tell(client, Answer(spread.rid, {"failed": spread.failed}))
+        self._answer(spread.client, spread.rid, {"failed": spread.failed})
 
     # -------------------------------------------------------------------------------------------- rebalance
 
-    def _on_rebalance(self, client: ClientRecord, message: Rebalance) -> None:
-        spread = Spread(client.id, message.rid, message.workers, None, 1)
+    def _on_rebalance(self, client: ClientId, message: Rebalance) -> None:
+        spread = Spread(client, message.rid, message.workers, None, 1)
         keys = None if message.keys is None else set(message.keys)
         for key in keys or ():
             task = self.state.tasks.get(key)
@@ -196,7 +194,7 @@ class Spreading(Departures):
 
     # -------------------------------------------------------------------------------------------- memory manager
 
-    def _on_manage(self, client: ClientRecord, message: ManageMemory) -> None:
+    def _on_manage(self, client: ClientId, message: ManageMemory) -> None:
         amm = self.amm
         if message.what == "start":
             amm.start()
@@ -205,6 +203,6 @@ class Spreading(Departures):
         elif message.what == "run_once":
             amm.run_once()
         elif message.what != "running":
-            self.state.tell(client, Answer(message.rid, None, f"the memory manager cannot {message.what!r}"))
+            self._answer(client, message.rid, None, f"the memory manager cannot {message.what!r}")
             return
-        self.state.tell(client, Answer(message.rid, amm.running))
+        self._answer(client, message.rid, amm.running)
