@@ -29,15 +29,20 @@ def main() -> None:
 
 
 def _serve(make: Callable[[], list[Server]], pid_file: Path | None = None) -> None:
-    """Run servers until one has finished, or SIGINT or SIGTERM comes; all are closed then."""
+    """Run servers until all have finished, or a signal comes: the first SIGTERM lets workers retire."""
 
     async def serve() -> None:
         from shoal.programs.servers import run_until
 
-        ended = asyncio.Event()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            asyncio.get_running_loop().add_signal_handler(number, ended.set)
-        await run_until(make(), ended)
+        ended, leaving = asyncio.Event(), asyncio.Event()
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGINT, ended.set)
+
+        def on_term() -> None:
+            (ended if leaving.is_set() else leaving).set()
+
+        loop.add_signal_handler(signal.SIGTERM, on_term)
+        await run_until(make(), ended, leaving)
 
     from shoal.shell.loops import new_event_loop
 
@@ -74,6 +79,7 @@ _pid_file_option = click.option("--pid-file", type=click.Path(path_type=Path), h
 @click.option("--host", default="127.0.0.1", show_default=True, help="Where to listen; 0.0.0.0 for every interface.")
 @click.option("--port", default=8786, show_default=True, type=click.IntRange(0, 65535), help="0 for any free port.")
 @click.option("--scheduler-file", type=click.Path(path_type=Path), help="Write address and secret here (mode 0600).")
+@click.option("--idle-timeout", help="Close after so long without work, as '1 hour'; never by default.")
 @_pid_file_option
 @_preload
 @_preload_argv
@@ -81,6 +87,7 @@ def scheduler(
     host: str,
     port: int,
     scheduler_file: Path | None,
+    idle_timeout: str | None,
     pid_file: Path | None,
     preload: tuple[str, ...],
     preload_argv: tuple[str, ...],
@@ -88,7 +95,7 @@ def scheduler(
     """Run a scheduler until SIGINT or SIGTERM. PRELOAD_ARGV are for the preloads."""
     from shoal.programs.servers import Scheduler
 
-    options = _preloads(preload, preload_argv)
+    options = {**_preloads(preload, preload_argv), "idle_timeout": idle_timeout}
     _serve(lambda: [Scheduler(host=host, port=port, scheduler_file=scheduler_file, **options)], pid_file)
 
 
@@ -114,6 +121,9 @@ def scheduler(
 @click.option("--worker-class", help="A subclass of shoal.Worker, as package.module.Class.")
 @click.option("--nanny/--no-nanny", default=True, show_default=True, help="Supervise the worker process.")
 @click.option("--reconnect/--no-reconnect", default=True, show_default=True, help="Start another when one has ended.")
+@click.option("--lifetime", help="How long to live before retiring, as '2 hours'; for ever by default.")
+@click.option("--lifetime-stagger", help="Up to so much earlier or later.")
+@click.option("--lifetime-restart/--no-lifetime-restart", default=None, help="Start another then.")
 @click.option("--validate/--no-validate", default=None, help="Check every invariant at every step.")
 @click.option("--preload-nanny", multiple=True, help="As --preload, in the nanny.")
 @_pid_file_option
@@ -140,12 +150,19 @@ def worker(
     worker_class: str | None,
     nanny: bool,
     reconnect: bool,
+    lifetime: str | None,
+    lifetime_stagger: str | None,
+    lifetime_restart: bool | None,
     validate: bool | None,
     preload_nanny: tuple[str, ...],
     pid_file: Path | None,
     preload: tuple[str, ...],
 ) -> None:
-    """Run a worker for the scheduler at ADDRESS until SIGINT or SIGTERM. PRELOAD_ARGV are for the preloads."""
+    """Run a worker for the scheduler at ADDRESS. PRELOAD_ARGV are for the preloads.
+
+    On SIGTERM it retires: what only it holds is moved to other workers before it ends (shoal.worker.retire-timeout).
+    On SIGINT, or a second SIGTERM, it ends at once.
+    """
     from shoal import config
     from shoal.programs.joining import Worker
     from shoal.programs.nannies import Nanny
@@ -169,6 +186,9 @@ def worker(
         "local_directory": local_directory,
         "death_timeout": death_timeout,
         "validate": validate,
+        "lifetime": lifetime,
+        "lifetime_stagger": lifetime_stagger,
+        "lifetime_restart": lifetime_restart,
         **_preloads(preload, preload_argv),
     }
     if not nanny:

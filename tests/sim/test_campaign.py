@@ -16,6 +16,9 @@ from shoal.sim.world import run
 
 #: Kinds of events that must keep happening, with how often at least in the runs below.
 REACHED = {
+    "scatter": 100, "scattered data": 150, "scattered data that was lost": 5, "retire": 150, "shrink": 60,
+    "lifetime": 80, "replicate": 50, "rebalance": 40, "workers that retired": 300, "machines that ended late": 30,
+    "workers that could not retire": 80,
     "submit": 500, "results": 1500, "executions": 4000, "transfers": 500, "crash": 40, "join": 40, "cut": 30,
     "interruption": 50, "messages said again": 50, "redefine": 20,
     "half-open link": 5, "slow worker": 30, "slow link": 30, "deaf worker": 30, "stopped worker": 30, "pause": 40,
@@ -34,7 +37,7 @@ REACHED = {
 
 def test_a_few_hundred_seeds_are_right_and_reach_what_they_should() -> None:
     """Each breaks nothing; together they see everything."""
-    report = campaign.run_batch(range(400), {})
+    report = campaign.run_batch(range(500), {})
     assert not report.broken, campaign.story(Options.draw(min(report.broken)))
     missed = {what: report.counters[what] for what, least in REACHED.items() if report.counters[what] < least}
     assert not missed

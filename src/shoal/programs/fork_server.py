@@ -11,6 +11,7 @@ import importlib
 import json
 import os
 import selectors
+import signal
 import socket
 import sys
 import traceback
@@ -56,6 +57,8 @@ def plant(imports: Sequence[str]) -> tuple[socket.socket, int]:
 def serve(asking: socket.socket, imports: Sequence[str]) -> None:
     """Serve until nobody asks any more."""
     die_with_parent()
+    for number in (signal.SIGTERM, signal.SIGINT):  # whoever ends all of a machine's processes ends workers first
+        signal.signal(number, signal.SIG_IGN)
     for name in imports:
         importlib.import_module(name)
     gc.collect()

@@ -130,9 +130,7 @@ class Joining(Server):
             return self.death_timeout
         return config.seconds(config.get("distributed.comm.timeouts.connect", 30.0), "timeouts.connect") or 30.0
 
-    async def close_gracefully(
-        self, timeout: Any = None, reason: str = "its user closed it", restart: bool = False
-    ) -> None:
+    async def retire(self, timeout: Any = None, reason: str = "its user closed it", restart: bool = False) -> None:
         """Close, once all that only its worker holds is on others; those running tasks that take too long go, too.
 
         Parameters
@@ -144,11 +142,8 @@ class Joining(Server):
         restart
             Whether another worker is to take its place.
         """
-        if self.status == "running":
-            name = "shoal.worker.retire-timeout"
-            seconds = config.seconds(config.get(name, 25.0) if timeout is None else timeout, "timeout") or 0.0
-            if not await self.program.retire(reason, seconds, restart):
-                logger.warning("%s was not let go within %g s: it closes all the same", self.name, seconds)
+        if self.status == "running" and not await self.program.retire(reason, retire_timeout(timeout), restart):
+            logger.warning("%s could not move what only it holds: it closes all the same", self.name)
         await self.close(reason)
 
     async def _end(self, reason: str) -> None:
@@ -229,7 +224,17 @@ class Worker(Joining):
         await self._preloads.start(self)
         await self.program.start(where, self._patience)
 
+    async def close_gracefully(self, restart: bool | None = None, reason: str = "its user closed it") -> None:
+        """As :meth:`retire`; its nanny starts another if ``restart``, which follows ``lifetime_restart`` by default."""
+        await self.retire(None, reason, self._lifetime.restart if restart is None else restart)
+
     @property
     def address(self) -> str:
         found: str = self.program.addresses[0]
         return found
+
+
+def retire_timeout(given: Any = None) -> float:
+    """Seconds that a worker may take to leave when its process is told to end."""
+    name = "shoal.worker.retire-timeout"
+    return config.seconds(config.get(name, 25.0) if given is None else given, "timeout") or 0.0

@@ -31,7 +31,7 @@ from shoal.core.events import (
 from shoal.core.nanny.child import ChildState
 from shoal.core.nanny.reactor import NannyCore
 from shoal.errors import StartError
-from shoal.messages import AskRetirement, Bye, NannyRegistered, RegisterNanny, ToNanny
+from shoal.messages import AskRetirement, Bye, Leave, NannyRegistered, RegisterNanny, ToNanny
 from shoal.programs.calls import call_function, call_user
 from shoal.programs.orders import Orders
 from shoal.programs.plugins import Plugins
@@ -40,7 +40,7 @@ from shoal.shell.addresses import Listening
 from shoal.shell.driver import Driver
 from shoal.shell.link import Identity, Link
 from shoal.shell.logs import LogKeeper
-from shoal.shell.loops import first_of, in_thread, is_set_within
+from shoal.shell.loops import first_of, in_thread
 from shoal.shell.network import dial_lasting, local_address
 from shoal.shell.recorder import Recorder
 from shoal.shell.scratch import Scratch, remove_tree
@@ -136,6 +136,8 @@ class NannyProgram:
         self._tasks: set[asyncio.Task[None]] = set()
         self._registered = asyncio.Event()
         self._up = asyncio.Event()
+        #: Set when the scheduler could not let the worker go.
+        self._stays = asyncio.Event()
         self._waiting: list[tuple[Callable[[], bool], asyncio.Future[None]]] = []
         #: A signal that came before there was a process to send it to.
         self._early_signal = 0
@@ -291,8 +293,10 @@ class NannyProgram:
 
         Running tasks have half of ``timeout`` seconds to end; then they run elsewhere.
         """
+        self._stays.clear()
         self._send(AskRetirement(reason, timeout / 2, restart))
-        return await is_set_within(self.finished, timeout)
+        await first_of(timeout, self.finished, self._stays)
+        return self.finished.is_set()
 
     def end(self, reason: str) -> None:
         """Begin to end: the worker process first."""
@@ -337,6 +341,8 @@ class NannyProgram:
         for message in messages:
             if isinstance(message, NannyRegistered):
                 self._task(self._install(message.plugins))
+            elif isinstance(message, Leave) and not message.on:
+                self._stays.set()
         self._push(Received("", [message for message in messages if not isinstance(message, NannyRegistered)]))
 
     async def _install(self, plugins: dict[str, Any]) -> None:
@@ -351,7 +357,8 @@ class NannyProgram:
             case Spawn():
                 self._task(self._run(effect.incarnation))
             case Signal():
-                self._signal(signal.SIGKILL if effect.hard else signal.SIGTERM)
+                # SIGTERM from elsewhere means that the machine ends: a worker retires then.
+                self._signal(signal.SIGKILL if effect.hard else signal.SIGINT)
             case Send():
                 self._send(effect.message)
             case Log():

@@ -13,6 +13,7 @@ from html import escape
 from pathlib import Path
 from typing import Any, Self
 
+from shoal import config
 from shoal.programs.preloads import preloads
 from shoal.programs.scheduler import SchedulerProgram
 from shoal.security import secret_of, write_scheduler_file
@@ -83,6 +84,10 @@ class Server(ABC):
                 self.program.finished.set()
             self._ended.set()
 
+    async def retire(self, timeout: Any = None, reason: str = "its user closed it", restart: bool = False) -> None:
+        """Close, having moved elsewhere what only it holds (a worker)."""
+        await self.close(reason)
+
     async def _end(self, reason: str) -> None:
         if self.program is not None:
             await self.program.close(self.program.reason or reason)
@@ -123,6 +128,9 @@ class Scheduler(Server):
         :class:`Security` with the cluster's secret; this user's own by default.
     preload, preload_argv
         Modules to run here at the start (``distributed.scheduler.preload``), and their arguments.
+    idle_timeout
+        How long there may be no work, as ``"1 hour"``, before the cluster closes
+        (``distributed.scheduler.idle-timeout``).
     """
 
     def __init__(
@@ -134,8 +142,10 @@ class Scheduler(Server):
         security: Any = None,
         preload: Any = None,
         preload_argv: Any = None,
+        idle_timeout: Any = None,
     ) -> None:
         super().__init__()
+        self.idle_timeout = config.seconds(idle_timeout, "idle_timeout")
         self._secret = secret_of(security)
         self._preloads = preloads(preload, preload_argv, "distributed.scheduler")
         self._listen = f"tcp://{host or '127.0.0.1'}:{port}"
@@ -143,6 +153,8 @@ class Scheduler(Server):
 
     async def _launch(self) -> None:
         self.program = SchedulerProgram(self._secret, public=self)
+        if self.idle_timeout is not None:
+            self.program.core.settings.idle_timeout = self.idle_timeout
         await self.program.start([self._listen, local_address()])
         await self._preloads.start(self)
         if self._scheduler_file is not None:
@@ -160,21 +172,35 @@ class Scheduler(Server):
         await super()._end(reason)
 
 
-async def run_until(servers: Sequence[Server], ended: asyncio.Event) -> None:
-    """Start ``servers`` together, and close all when one has finished or ``ended`` is set."""
+async def run_until(servers: Sequence[Server], ended: asyncio.Event, leaving: asyncio.Event | None = None) -> None:
+    """Start ``servers`` together, and close them when all have finished or ``ended`` is set.
+
+    If ``leaving`` is set, they retire first (workers and nannies can).
+    """
     starting = asyncio.ensure_future(asyncio.gather(*(server.start() for server in servers)))
     over = asyncio.ensure_future(ended.wait())
-    waits: set[asyncio.Future[Any]] = {starting, over}
+    told = asyncio.ensure_future((leaving or asyncio.Event()).wait())
+    waits: set[asyncio.Future[Any]] = {starting, over, told}
     try:
         await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         if not starting.done():
             starting.cancel()
             return
         await starting
-        waits |= {asyncio.ensure_future(server.finished()) for server in servers}
-        await asyncio.wait(waits - {starting}, return_when=asyncio.FIRST_COMPLETED)
+        finished: asyncio.Future[Any] = asyncio.ensure_future(
+            asyncio.gather(*(server.finished() for server in servers))
+        )
+        waits.add(finished)
+        await asyncio.wait({finished, over, told}, return_when=asyncio.FIRST_COMPLETED)
+        if told.done() and not over.done():
+            why = "its process was told to end (SIGTERM)"
+            retired: asyncio.Future[Any] = asyncio.ensure_future(
+                asyncio.gather(*(server.retire(None, why) for server in servers))
+            )
+            waits.add(retired)
+            await asyncio.wait({retired, over}, return_when=asyncio.FIRST_COMPLETED)
     finally:
         for wait in waits:
             wait.cancel()
-        await asyncio.gather(starting, return_exceptions=True)
+        await asyncio.gather(*waits, return_exceptions=True)
         await asyncio.gather(*(server.close() for server in servers))

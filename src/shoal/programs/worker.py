@@ -76,7 +76,7 @@ from shoal.shell.driver import Driver
 from shoal.shell.executor import ThreadExecutor
 from shoal.shell.link import Identity, Link
 from shoal.shell.logs import LogKeeper
-from shoal.shell.loops import first_of, in_thread, is_set_within
+from shoal.shell.loops import first_of, in_thread
 from shoal.shell.memory_manager import MemoryManager
 from shoal.shell.network import Server, dial_lasting, listen, local_address
 from shoal.shell.peers import PeerPool
@@ -151,6 +151,8 @@ class WorkerProgram:
         self.finished = asyncio.Event()
         self._registered = asyncio.Event()
         self.reason = ""
+        #: Set when the scheduler could not let it go.
+        self._stays = asyncio.Event()
         #: Whether the scheduler has let go of it; it is idle then.
         self.retired = False
         self._scratch = Scratch("worker", local_directory) if supervision is None else None
@@ -282,8 +284,10 @@ class WorkerProgram:
 
         Running tasks have half of ``timeout`` seconds to end; then they run elsewhere.
         """
+        self._stays.clear()
         self._send(AskRetirement(reason, timeout / 2, restart))
-        return await is_set_within(self.finished, timeout)
+        await first_of(timeout, self.finished, self._stays)
+        return self.finished.is_set()
 
     def _tell_nanny(self, what: dict[str, Any]) -> None:
         if self._supervision is not None:
@@ -332,6 +336,7 @@ class WorkerProgram:
             if isinstance(message, Unknown):
                 self._send(self._registration())
             elif isinstance(message, Leave) and not message.on:
+                self._stays.set()
                 self.lifetime.stays()
             elif isinstance(message, Retired) and not message.close and not self.retired:
                 self.retired = True

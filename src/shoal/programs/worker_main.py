@@ -24,7 +24,7 @@ from setproctitle import setproctitle
 
 from shoal import config
 from shoal.errors import StartError
-from shoal.programs.joining import SUPERVISION, Worker
+from shoal.programs.joining import SUPERVISION, Worker, retire_timeout
 from shoal.programs.worker import Supervision
 from shoal.shell import serialize
 from shoal.shell.logs import print_from
@@ -48,7 +48,7 @@ def become(descriptors: Sequence[int], env: dict[str, str] | None = None) -> NoR
         os.dup2(stderr, 2)
         signal.set_wakeup_fd(-1)
         for number in signal.valid_signals():
-            if callable(signal.getsignal(number)):
+            if callable(signal.getsignal(number)) or number is signal.SIGTERM:
                 signal.signal(number, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
@@ -116,8 +116,15 @@ def take_title(title: str) -> None:
 async def _serve(options: dict[str, Any], report: int, recorder: int) -> None:
     told = asyncio.Event()
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, told.set)
+    leaving: set[asyncio.Task[None]] = set()
+    worker: Worker | None = None
+
+    def leave() -> None:
+        """SIGTERM comes from outside: the worker retires, and its nanny decides whether another takes its place."""
+        leaving.add(loop.create_task(_leave(worker, told)))
+
+    loop.add_signal_handler(signal.SIGINT, told.set)  # from the nanny
+    loop.add_signal_handler(signal.SIGTERM, leave)
     pipe = asyncio.StreamReader()
     lifeline = os.fdopen(0, "rb", buffering=0, closefd=False)
     transport, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(pipe), lifeline)
@@ -144,10 +151,18 @@ async def _serve(options: dict[str, Any], report: int, recorder: int) -> None:
         raise
     finally:
         told_to_end.cancel()
+        for task in leaving:
+            task.cancel()
         orphaned.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await orphaned
         transport.close()
+
+
+async def _leave(worker: Worker | None, told: asyncio.Event) -> None:
+    if worker is not None and worker.status == "running":
+        await worker.program.retire("its process was told to end (SIGTERM)", retire_timeout(), restart=True)
+    told.set()
 
 
 def _make(options: dict[str, Any], report: int, recorder: int) -> Worker:

@@ -63,13 +63,3 @@ async def first_of(timeout: float | None, *events: asyncio.Event) -> None:
     finally:
         for wait in waits:
             wait.cancel()
-
-
-async def is_set_within(event: asyncio.Event, timeout: float) -> bool:
-    """Wait until ``event`` is set, for ``timeout`` seconds at most; return whether it is."""
-    try:
-        async with asyncio.timeout(timeout):
-            await event.wait()
-    except TimeoutError:
-        return False
-    return True

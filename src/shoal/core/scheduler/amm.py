@@ -148,8 +148,7 @@ class MemoryManager:
                 chosen = self._carry_out(*suggestion)
                 self.counts[suggestion[0] if chosen is not None else "refused"] += 1
         except StopIteration:
-            self._pass = None
-            self._next = now + self.interval if self.running else None
+            self._pass = self._next = None  # the next event, whatever it is, sets the time for another
             return False
         return True
 
