@@ -20,7 +20,11 @@ if TYPE_CHECKING:
     from shoal.client.rpc import rpc as rpc
     from shoal.client.waiting import as_completed as as_completed
     from shoal.client.waiting import wait as wait
+    from shoal.core.scheduler.amm import ActiveMemoryManagerPolicy as ActiveMemoryManagerPolicy
+    from shoal.deploy.adaptive import Adaptive as Adaptive
     from shoal.deploy.local import LocalCluster as LocalCluster
+    from shoal.deploy.spec import ProcessInterface as ProcessInterface
+    from shoal.deploy.spec import SpecCluster as SpecCluster
     from shoal.errors import KilledWorker as KilledWorker
     from shoal.errors import Reschedule as Reschedule
     from shoal.plugins.base import NannyPlugin as NannyPlugin
@@ -38,6 +42,10 @@ if TYPE_CHECKING:
     from shoal.security import Security as Security
 
 _EXPORTS = {
+    "ActiveMemoryManagerPolicy": "shoal.core.scheduler.amm",
+    "Adaptive": "shoal.deploy.adaptive",
+    "ProcessInterface": "shoal.deploy.spec",
+    "SpecCluster": "shoal.deploy.spec",
     "Actor": "shoal.client.actor",
     "ActorFuture": "shoal.client.actor",
     "Client": "shoal.client.client",
@@ -71,8 +79,10 @@ _EXPORTS = {
     "wait": "shoal.client.waiting",
 }
 __all__ = [
+    "ActiveMemoryManagerPolicy",
     "Actor",
     "ActorFuture",
+    "Adaptive",
     "Client",
     "CondaInstall",
     "DumpArtefact",
@@ -84,10 +94,12 @@ __all__ = [
     "Nanny",
     "NannyPlugin",
     "PipInstall",
+    "ProcessInterface",
     "Reschedule",
     "Scheduler",
     "SchedulerPlugin",
     "Security",
+    "SpecCluster",
     "UploadDirectory",
     "UploadFile",
     "Worker",

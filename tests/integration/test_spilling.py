@@ -252,7 +252,7 @@ def test_workers_of_one_process_answer_for_their_results_alone() -> None:
         held = [np.zeros(25_000_000) for _ in range(2)]  # this process is beyond the limit of each
         blocks = client.map(block, range(30))
         assert client.gather(client.map(first, blocks)) == [float(n) for n in range(30)]
-        found = [worker.memory_manager.metrics() for worker in cluster._inside.workers]
+        found = [worker.memory_manager.metrics() for worker in (one.program for one in cluster.workers.values())]
         assert sum(one["spills"] for one in found) >= 8
         assert all(one["managed"] <= 0.8 * 120e6 for one in found)
         assert {worker["status"] for worker in client.scheduler_info()["workers"].values()} == {"running"}

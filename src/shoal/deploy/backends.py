@@ -1,22 +1,27 @@
-"""What a local cluster consists of: a head process, or objects in this one."""
+"""What a local cluster consists of: a head process with the scheduler and the nannies, or objects in this one."""
 
 from __future__ import annotations
 
+import asyncio
+import itertools
 import json
-import select
 import subprocess
 import sys
-from time import monotonic
 from typing import Any
 
 from shoal import config, errors
+from shoal.deploy.spec import ProcessInterface
 from shoal.programs.scheduler import SchedulerProgram
 from shoal.programs.worker import WorkerProgram
 from shoal.shell.addresses import Listening
+from shoal.shell.loops import in_thread
+
+#: Seconds that the head process may take to end before it is killed.
+_ENDING = 15.0
 
 
-class HeadProcess:
-    """A process of its own with the scheduler and the nannies in it.
+class Head(ProcessInterface):
+    """A process of its own with the scheduler in it, and the nannies of all workers.
 
     It ends when its stdin closes, however this process ends, and takes all it started with it. It is in a session of
     its own, so that Ctrl-C in the user's terminal interrupts the user's program and not the cluster.
@@ -30,74 +35,157 @@ class HeadProcess:
     """
 
     def __init__(self, options: dict[str, Any], env: dict[str, str]) -> None:
+        super().__init__()
         self.addresses: list[str] = []
+        self.workers: dict[str, HeadWorker] = {}
         self._options, self._env = options, env
         self._process: subprocess.Popen[bytes] | None = None
+        self._numbers = itertools.count()
+        self._asked: dict[int, asyncio.Future[dict[str, Any]]] = {}
+        self._reading: asyncio.Task[None] | None = None
+        self._transport: asyncio.ReadTransport | None = None
 
     @property
     def pid(self) -> int | None:
         return None if self._process is None else self._process.pid
 
-    def start(self, timeout: float) -> None:
-        """Start it, and wait until all workers are up.
+    async def start(self) -> None:
+        """Start it, and wait until the scheduler listens.
 
         Raises
         ------
         StartError
             With the reason that the process gave.
         """
-        self._process = subprocess.Popen(
+        self.status = "starting"
+        self._process = subprocess.Popen(  # noqa: ASYNC220 - it is forked at once, and waited for elsewhere
             [sys.executable, "-m", "shoal.programs.head"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=config.effective_environment(self._env),
             start_new_session=True,
         )
+        loop = asyncio.get_running_loop()
+        reader = asyncio.StreamReader(limit=1 << 24)
+        self._transport, _ = await loop.connect_read_pipe(
+            lambda: asyncio.StreamReaderProtocol(reader), self._process.stdout
+        )
         try:
-            assert self._process.stdin is not None
-            self._process.stdin.write(json.dumps(self._options).encode() + b"\n")
-            self._process.stdin.flush()
-            self.addresses = self._read_answer(self._process, timeout)
+            self._write(self._options)
+            line = await reader.readline()
+            if not line:
+                raise errors.StartError("the head process of the cluster ended; see its log above")
+            answer = json.loads(line)
+            if "error" in answer:
+                raise _error(answer, "the cluster did not start: ")
         except BaseException:
-            self.close()
+            await self.close()
             raise
+        self.addresses = answer["addresses"]
+        self.address = self.addresses[0]
+        self.status = "running"
+        self._reading = loop.create_task(self._read(reader))
 
-    def _read_answer(self, process: subprocess.Popen[bytes], timeout: float) -> list[str]:
-        assert process.stdout is not None
-        due = monotonic() + timeout
-        ready, _, _ = select.select([process.stdout], [], [], max(0.0, due - monotonic()))
-        line = process.stdout.readline() if ready else b""
-        if not line:
-            what = "ended" if ready else f"did not answer within {timeout:g} s"
-            raise errors.StartError(f"the head process of the cluster {what}; see its log above")
-        answer = json.loads(line)
-        if "error" in answer:
-            kind = getattr(errors, answer["kind"], errors.StartError)
-            raise kind(f"the cluster did not start: {answer['error']}")
-        addresses: list[str] = answer["addresses"]
-        return addresses
+    def _write(self, what: dict[str, Any]) -> None:
+        assert self._process is not None
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(what).encode() + b"\n")
+        self._process.stdin.flush()
 
-    def close(self, timeout: float = 15.0) -> None:
+    async def _read(self, reader: asyncio.StreamReader) -> None:
+        """Hear what it says until it ends."""
+        while line := await reader.readline():
+            said = json.loads(line)
+            if "ended" in said:
+                worker = self.workers.pop(said["ended"], None)
+                if worker is not None:
+                    worker.has_ended(said["reason"])
+            else:
+                future = self._asked.pop(said["rid"], None)
+                if future is not None and not future.done():
+                    future.set_result(said)
+        self.status = "failed" if self.status == "running" else self.status
+        for future in self._asked.values():
+            if not future.done():
+                future.set_exception(errors.StartError("the head process of the cluster ended"))
+        for worker in self.workers.values():
+            worker.has_ended("the head process of the cluster ended")
+        self._ended.set()
+
+    async def ask(self, do: str, name: str) -> None:
+        """Have a worker started or ended; returns once that is so.
+
+        Raises
+        ------
+        StartError
+            If it cannot be started, or the head process ends.
+        """
+        if self.status != "running":
+            raise errors.StartError(f"the head process of the cluster is {self.status}")
+        rid = next(self._numbers)
+        future: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
+        self._asked[rid] = future
+        try:
+            self._write({"rid": rid, "do": do, "name": name})
+        except BrokenPipeError:
+            raise errors.StartError("the head process of the cluster ended") from None
+        said = await future
+        if "error" in said:
+            raise _error(said, "")
+
+    async def close(self) -> None:
         """End it; returns once all its processes are gone."""
         process, self._process = self._process, None
         if process is None:
             return
+        self.status = "closing"
         assert process.stdin is not None
-        assert process.stdout is not None
         try:
             process.stdin.close()
         except BrokenPipeError:
             pass  # it has ended already
         try:
-            process.wait(timeout)
+            await in_thread(process.wait, _ENDING)
         except subprocess.TimeoutExpired:
             process.kill()
-            process.wait()
-        process.stdout.close()
+            await in_thread(process.wait)
+        if self._reading is not None:
+            await self._reading
+        if self._transport is not None:
+            self._transport.close()
+        await super().close()
 
 
-class InProcess:
-    """A scheduler and workers on one event loop of this process, joined by memory; tasks run in threads.
+class HeadWorker(ProcessInterface):
+    """A worker of which the nanny is in the head process."""
+
+    def __init__(self, head: Head, scheduler: str, name: Any, **options: Any) -> None:
+        super().__init__(scheduler, name)
+        self._head = head
+        self.reason = ""
+
+    async def start(self) -> None:
+        self.status = "starting"
+        self._head.workers[str(self.name)] = self
+        await self._head.ask("start", str(self.name))
+        await super().start()
+
+    async def close(self) -> None:
+        if not self._ended.is_set() and self._head.status == "running":
+            self.status = "closing"
+            await self._head.ask("close", str(self.name))
+        self._head.workers.pop(str(self.name), None)
+        await super().close()
+
+    def has_ended(self, reason: str) -> None:
+        """Its nanny has ended, and its process with it."""
+        self.reason = reason
+        self.status = "closed"
+        self._ended.set()
+
+
+class InnerScheduler(ProcessInterface):
+    """A scheduler on this event loop, which workers here reach by memory.
 
     Parameters
     ----------
@@ -108,41 +196,64 @@ class InProcess:
     """
 
     def __init__(self, options: dict[str, Any], secret: bytes) -> None:
-        self.addresses: list[str] = []
-        self.pid = None
-        self.scheduler: SchedulerProgram | None = None
-        self.workers: list[WorkerProgram] = []
+        super().__init__()
         self._options, self._secret = options, secret
+        self.addresses: list[str] = []
+        self.program: SchedulerProgram | None = None
 
     async def start(self) -> None:
-        """Start all of it on the current loop."""
-        options = self._options
-        listen = ["inproc://", f"tcp://{options['host']}:"]
-        self.scheduler = SchedulerProgram(self._secret)
+        self.program = SchedulerProgram(self._secret)
+        where = f"tcp://{self._options['host']}:{self._options['port']}"
         try:
-            await self.scheduler.start([listen[0], f"{listen[1]}{options['port']}"])
-            self.addresses = self.scheduler.addresses
-            for name in options["names"]:
-                worker = WorkerProgram(
-                    self.addresses,
-                    self._secret,
-                    name=name,
-                    nthreads=options["nthreads"],
-                    memory_limit=options["memory_limit"],
-                    resources=options["resources"],
-                    executors=options["executors"],
-                    local_directory=options["local_directory"],
-                )
-                self.workers.append(worker)
-                await worker.start(Listening([listen[0]]), also=[f"{listen[1]}0"])
-            await self.scheduler.wait_for_workers(len(self.workers))
+            await self.program.start(["inproc://", where])
         except BaseException:
             await self.close()
             raise
+        self.addresses = self.program.addresses
+        self.address = self.addresses[0]
+        await super().start()
 
     async def close(self) -> None:
-        """End all of it."""
-        for worker in self.workers:
-            await worker.close("the cluster closed")
-        if self.scheduler is not None:
-            await self.scheduler.close("the cluster closed")
+        if self.program is not None:
+            await self.program.close("the cluster closed")
+        await super().close()
+
+
+class InnerWorker(ProcessInterface):
+    """A worker on this event loop, joined to the others by memory; its tasks run in threads."""
+
+    def __init__(
+        self, inner: InnerScheduler, options: dict[str, Any], secret: bytes, scheduler: str, name: Any, **shape: Any
+    ) -> None:
+        super().__init__(scheduler, name)
+        self._inner, self._options, self._secret, self._shape = inner, options, secret, shape
+        self.program: WorkerProgram | None = None
+
+    async def start(self) -> None:
+        options = self._options
+        self.program = WorkerProgram(
+            self._inner.addresses,
+            self._secret,
+            name=str(self.name),
+            **self._shape,
+            resources=options["resources"],
+            executors=options["executors"],
+            local_directory=options["local_directory"],
+        )
+        await self.program.start(Listening(["inproc://"]), also=[f"tcp://{options['host']}:0"])
+        await super().start()
+
+    async def finished(self) -> None:
+        assert self.program is not None
+        await self.program.finished.wait()
+
+    async def close(self) -> None:
+        if self.program is not None and self.status != "closed":
+            await self.program.close(self.program.reason or "the cluster closed")
+        await super().close()
+
+
+def _error(answer: dict[str, Any], prefix: str) -> Exception:
+    kind = getattr(errors, answer.get("kind", ""), errors.StartError)
+    error: Exception = kind(f"{prefix}{answer['error']}")
+    return error

@@ -5,22 +5,18 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Generator
-from html import escape
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import Any
 
 from shoal import config
-from shoal.client.loop import get_loop_thread
-from shoal.deploy.backends import HeadProcess, InProcess
-from shoal.errors import ConfigurationError
+from shoal.deploy.backends import Head, HeadWorker, InnerScheduler, InnerWorker
+from shoal.deploy.spec import SpecCluster
+from shoal.errors import ConfigurationError, StartError
 from shoal.security import secret_of
 from shoal.shell.network import is_loopback
 
-if TYPE_CHECKING:
-    from shoal.client.client import Client
 
-
-class LocalCluster:
+class LocalCluster(SpecCluster):
     """A scheduler and supervised workers on this machine.
 
     With ``processes=True`` neither lives in this interpreter: one head process runs the scheduler and the nannies, so
@@ -90,14 +86,10 @@ class LocalCluster:
         timeout: float = 60.0,
     ) -> None:
         self.processes = processes is not False
-        self.n_workers, self.threads_per_worker = _shape(n_workers, threads_per_worker, self.processes)
-        self.name = name or "LocalCluster"
-        self.asynchronous = asynchronous
-        self.status = "created"
-        self._secret = secret_of(security)
-        self._timeout = timeout
+        n_workers, self.threads_per_worker = _shape(n_workers, threads_per_worker, self.processes)
         where = host or "127.0.0.1"
-        if not self._secret and not is_loopback(where):
+        secret = secret_of(security)
+        if not secret and not is_loopback(where):
             raise ConfigurationError(f"host={host!r} without a secret: anybody there could run code on this machine")
         if not 0 <= scheduler_port <= 65535:
             raise ConfigurationError(f"scheduler_port must be a port or 0, got {scheduler_port!r}")
@@ -105,11 +97,10 @@ class LocalCluster:
         options = {
             "config": config.export(),
             "sys_path": config.import_path(),
-            "secret": self._secret.hex(),
+            "secret": secret.hex(),
             "silence_logs": int(silence_logs) or logging.INFO,
             "host": where,
             "port": scheduler_port,
-            "names": [str(number) for number in range(self.n_workers)],
             "nthreads": self.threads_per_worker,
             "memory_limit": self.memory_limit,
             "resources": resources,
@@ -117,108 +108,36 @@ class LocalCluster:
             "env": {name: str(value) for name, value in (env or {}).items()},
             "local_directory": None if local_directory is None else str(local_directory),
         }
-        self._head = HeadProcess(options, env or {}) if self.processes else None
-        self._inside = None if self.processes else InProcess(options, self._secret)
-        if not asynchronous:
-            if self._head is not None:
-                self._head.start(timeout)
-            else:
-                assert self._inside is not None
-                get_loop_thread().sync(self._inside.start(), timeout)
-            self.status = "running"
+        self._timeout = timeout
+        shape = {"nthreads": self.threads_per_worker, "memory_limit": self.memory_limit}
+        if self.processes:
+            self._head = Head(options, env or {})
+            scheduler: Any = lambda: self._head  # noqa: E731
+            worker: Any = partial(HeadWorker, self._head)
+        else:
+            inner = InnerScheduler(options, secret)
+            scheduler, worker = (lambda: inner), partial(InnerWorker, inner, options, secret)
+        spec = {"cls": worker, "options": shape}
+        super().__init__(
+            dict.fromkeys(range(n_workers), spec),
+            {"cls": scheduler, "options": {}},
+            spec,
+            asynchronous=asynchronous,
+            security=security,
+            name=name or "LocalCluster",
+        )
 
-    async def _start(self) -> LocalCluster:
-        if self.status == "created":
-            self.status = "starting"
-            if self._head is not None:
-                await asyncio.to_thread(self._head.start, self._timeout)
-            else:
-                assert self._inside is not None
-                await asyncio.wait_for(self._inside.start(), self._timeout)
-            self.status = "running"
-        return self
-
-    @property
-    def _addresses(self) -> list[str]:
-        backend = self._head or self._inside
-        assert backend is not None
-        return backend.addresses
-
-    @property
-    def scheduler_address(self) -> str:
-        """The address to connect to."""
-        return self._addresses[0] if self._addresses else "not running"
+    async def _launch(self) -> None:
+        try:
+            async with asyncio.timeout(self._timeout):
+                await super()._launch()
+        except TimeoutError:
+            raise StartError(f"the cluster was not up within {self._timeout:g} s") from None
 
     @property
     def scheduler_pid(self) -> int | None:
         """Process id of the head process, in which the scheduler runs; None where there is none."""
-        return self._head.pid if self._head is not None else None
-
-    def get_client(self) -> Client:
-        """A new client of this cluster."""
-        from shoal.client.client import Client
-
-        return Client(self, asynchronous=self.asynchronous)
-
-    def close(self, timeout: float = 15.0) -> Any:
-        """End the workers and the scheduler; returns once all their processes are gone."""
-        if self.asynchronous:
-            return self._close(timeout)
-        if self.status != "closed":
-            self.status = "closed"
-            if self._head is not None:
-                self._head.close(timeout)
-            elif self._inside is not None:
-                get_loop_thread().sync(self._inside.close(), timeout)
-        return None
-
-    async def _close(self, timeout: float) -> None:
-        if self.status == "closed":
-            return
-        self.status = "closed"
-        if self._head is not None:
-            await asyncio.to_thread(self._head.close, timeout)
-        elif self._inside is not None:
-            await asyncio.wait_for(self._inside.close(), timeout)
-
-    def __enter__(self) -> LocalCluster:
-        if self.asynchronous:
-            raise TypeError("use 'async with' with an asynchronous cluster")
-        return self
-
-    def __exit__(self, *args: object) -> None:
-        self.close()
-
-    def __await__(self) -> Generator[Any, None, LocalCluster]:
-        return self._start().__await__()
-
-    async def __aenter__(self) -> LocalCluster:
-        return await self._start()
-
-    async def __aexit__(self, *args: object) -> None:
-        await self._close(15.0)
-
-    def __del__(self) -> None:
-        head = getattr(self, "_head", None)
-        if head is not None and head.pid is not None:
-            head.close()
-
-    def _facts(self) -> dict[str, str]:
-        return {
-            "scheduler": self.scheduler_address if self.status == "running" else self.status,
-            "workers": str(self.n_workers),
-            "threads": str(self.n_workers * self.threads_per_worker),
-            "memory": f"{self.n_workers * self.memory_limit / 2**30:.2f} GiB" if self.memory_limit else "no limit",
-        }
-
-    def __repr__(self) -> str:
-        facts = self._facts()
-        where = facts.pop("scheduler")
-        return f"LocalCluster({self.name!r}, {where!r}, {', '.join(f'{n}={value}' for n, value in facts.items())})"
-
-    def _repr_html_(self) -> str:
-        rows = "".join(f"<tr><th>{escape(n)}</th><td>{escape(value)}</td></tr>" for n, value in self._facts().items())
-        return f"<b>LocalCluster {escape(self.name)}</b><table>{rows}</table>"
+        return self._head.pid if self.processes else None
 
 
 def _shape(n_workers: int | None, threads_per_worker: int | None, processes: bool) -> tuple[int, int]:

@@ -1,12 +1,14 @@
 """A local cluster's own process: the scheduler and the nannies, so that the user's interpreter is on no critical path.
 
-Started by ``LocalCluster`` with its options as the first line of stdin; answers with one line on stdout once all
-workers are up; ends, and takes all it started with it, when stdin closes.
+Started by ``LocalCluster`` with its options as the first line of stdin; answers with one line on stdout once the
+scheduler listens. Further lines ask for workers to be started and ended; each is answered, and each worker that has
+ended by itself is told of. It ends, and takes all it started with it, when stdin closes.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import json
 import os
@@ -34,13 +36,93 @@ def main() -> None:
     config.extend_import_path(options.pop("sys_path"))
     print_from(options.pop("silence_logs"))
     # This process was executed with the environment of the workers: what it has imported is what they need.
-    forking = plant(fork_imports()) if options["names"] and start_method() == "forkserver" else None
-    take_title(f"shoal cluster, {len(options['names'])} workers")
+    forking = plant(fork_imports()) if start_method() == "forkserver" else None
+    take_title("shoal cluster")
     answer = os.dup(1)
     os.dup2(2, 1)  # what tasks and libraries print must not be taken for the answer
     gc.set_threshold(50_000, 20, 100)
     with asyncio.Runner(loop_factory=new_event_loop) as runner:
         runner.run(_run(options, answer, forking))
+
+
+class _Nannies:
+    """The nannies of this process: started and ended as the owner of the cluster asks, line by line."""
+
+    def __init__(self, options: dict[str, Any], local: str, answer: int) -> None:
+        self._options, self.local, self._answer = options, local, answer
+        self._nannies: dict[str, NannyProgram] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def say(self, what: dict[str, Any]) -> None:
+        """One line for the owner, who may be gone."""
+        with contextlib.suppress(BrokenPipeError):
+            os.write(self._answer, json.dumps(what).encode() + b"\n")
+
+    async def serve(self, pipe: asyncio.StreamReader) -> None:
+        """Do what is asked until nobody asks any more."""
+        while line := await pipe.readline():
+            asked = json.loads(line)
+            work = self._start if asked["do"] == "start" else self._close
+            self._spawn(self._do(work, asked["rid"], asked["name"]))
+
+    def _spawn(self, coroutine: Any) -> None:
+        task = asyncio.get_running_loop().create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _do(self, work: Any, rid: int, name: str) -> None:
+        try:
+            await work(name)
+        except Exception as error:
+            self.say({"rid": rid, "kind": type(error).__name__, "error": str(error)})
+        else:
+            self.say({"rid": rid})
+
+    async def _start(self, name: str) -> None:
+        options = self._options
+        if name in self._nannies:
+            raise StartError(f"there is a worker {name!r} already")
+        nanny = self._nannies[name] = NannyProgram(
+            [self.local],
+            bytes.fromhex(options["secret"]),
+            name,
+            ([f"tcp://{options['host']}:0"], ""),
+            memory_limit=options["memory_limit"],
+            nthreads=options["nthreads"],
+            worker_options={name: options[name] for name in ("resources", "executors")},
+            env=options["env"],
+            local_directory=options["local_directory"],
+        )
+        try:
+            await nanny.start()
+            await nanny.wait_until_up()
+        except BaseException:
+            del self._nannies[name]
+            await nanny.close("it did not start")
+            raise
+        self._spawn(self._watch(name, nanny))
+
+    async def _watch(self, name: str, nanny: NannyProgram) -> None:
+        await nanny.finished.wait()
+        await nanny.close(nanny.reason)
+        if self._nannies.get(name) is nanny:
+            del self._nannies[name]
+            self.say({"ended": name, "reason": nanny.reason})
+
+    async def _close(self, name: str) -> None:
+        nanny = self._nannies.pop(name, None)
+        if nanny is not None:
+            await nanny.close("the cluster ended it")
+
+    async def close(self) -> None:
+        """End all of them."""
+        while self._tasks or self._nannies:
+            nannies, self._nannies = self._nannies, {}
+            await asyncio.gather(*(nanny.close("the cluster closed") for nanny in nannies.values()))
+            for task in tuple(self._tasks):
+                task.cancel()
+            if self._tasks:
+                await asyncio.wait(self._tasks)
 
 
 async def _run(options: dict[str, Any], answer: int, forking: tuple[socket.socket, int] | None) -> None:
@@ -53,46 +135,27 @@ async def _run(options: dict[str, Any], answer: int, forking: tuple[socket.socke
         loop.add_signal_handler(number, ended.set)
     pipe = asyncio.StreamReader()
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(pipe), sys.stdin)
-    orphaned = loop.create_task(pipe.read())
-    orphaned.add_done_callback(lambda task: ended.set())
-    secret = bytes.fromhex(options["secret"])
-    scheduler = SchedulerProgram(secret)
-    nannies: list[NannyProgram] = []
+    scheduler = SchedulerProgram(bytes.fromhex(options["secret"]))
+    nannies = _Nannies(options, local_address(), answer)
+    serving: asyncio.Task[None] | None = None
     try:
         try:
-            local = local_address()
-            await scheduler.start([f"tcp://{options['host']}:{options['port']}", local])
-            for name in options["names"]:
-                nanny = NannyProgram(
-                    [local],
-                    secret,
-                    name,
-                    ([f"tcp://{options['host']}:0"], ""),
-                    memory_limit=options["memory_limit"],
-                    nthreads=options["nthreads"],
-                    worker_options={name: options[name] for name in ("resources", "executors")},
-                    env=options["env"],
-                    local_directory=options["local_directory"],
-                )
-                nannies.append(nanny)
-            await asyncio.gather(*(nanny.start() for nanny in nannies))
-            while len(scheduler.core.state.workers) < len(nannies) and not ended.is_set():
-                if any(nanny.finished.is_set() for nanny in nannies):
-                    raise StartError(next(nanny.reason for nanny in nannies if nanny.finished.is_set()))
-                await asyncio.sleep(0.005)
+            await scheduler.start([f"tcp://{options['host']}:{options['port']}", nannies.local])
         except Exception as error:
-            os.write(answer, json.dumps({"kind": type(error).__name__, "error": str(error)}).encode() + b"\n")
+            nannies.say({"kind": type(error).__name__, "error": str(error)})
             return
-        os.write(answer, json.dumps({"addresses": scheduler.addresses}).encode() + b"\n")
-        stopped = loop.create_task(scheduler.finished.wait())
-        await asyncio.wait([loop.create_task(ended.wait()), stopped], return_when=asyncio.FIRST_COMPLETED)
+        nannies.say({"addresses": scheduler.addresses})
+        serving = loop.create_task(nannies.serve(pipe))
+        waits = {serving, loop.create_task(ended.wait()), loop.create_task(scheduler.finished.wait())}
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
     finally:
-        await asyncio.gather(*(nanny.close("the cluster closed") for nanny in nannies))
+        if serving is not None:
+            serving.cancel()
+        await nannies.close()
         await scheduler.close("the cluster closed")
         if server is not None:
             server.end()
             await server.exited
-        orphaned.cancel()
 
 
 if __name__ == "__main__":

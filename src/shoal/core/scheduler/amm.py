@@ -8,9 +8,10 @@ has one. A pass is spread over as many turns of the scheduler as it takes.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Generator, Iterable
 from heapq import heapify, heapreplace
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from shoal.core.effects import ERROR
 from shoal.core.scheduler.copying import Copying
@@ -25,18 +26,30 @@ Suggestion = tuple[str, Task, Collection[WorkerRecord] | None]
 Suggestions = Generator[Suggestion | None, WorkerRecord | None, None]
 
 
-class Policy(Protocol):
-    """Suggests copies."""
+class ActiveMemoryManagerPolicy(ABC):
+    """Suggests copies. Users derive their own from it, and add them where the scheduler runs.
 
+    Examples
+    --------
+    >>> class Everywhere(ActiveMemoryManagerPolicy):
+    ...     def run(self):
+    ...         for task in list(self.manager.scheduler.tasks.values()):
+    ...             yield "replicate", task, None
+    >>> client.run_on_scheduler(  # doctest: +SKIP
+    ...     lambda dask_scheduler: dask_scheduler.extensions["amm"].add_policy(Everywhere())
+    ... )
+    """
+
+    #: Set when it is added.
+    manager: MemoryManager
+
+    @abstractmethod
     def run(self) -> Suggestions:
         """Yield suggestions; None where there is nothing to suggest yet, so that others have a turn."""
 
 
-class ReduceReplicas:
+class ReduceReplicas(ActiveMemoryManagerPolicy):
     """Drop the copies that are left from fetching inputs: as many stay as there are tasks that will need the key."""
-
-    def __init__(self, manager: MemoryManager) -> None:
-        self.manager = manager
 
     def run(self) -> Suggestions:
         """Suggest a drop for each copy that is too many."""
@@ -75,12 +88,18 @@ class MemoryManager:
     ) -> None:
         self.state, self._copying, self._log = state, copying, log
         self.interval, self.running = interval, running
-        self.policies: dict[Any, None] = {ReduceReplicas(self): None}
+        self.policies: dict[Any, None] = {}
+        self.add_policy(ReduceReplicas())
         #: Suggestions that were carried out, by kind, and that were turned down.
         self.counts = {"replicate": 0, "drop": 0, "refused": 0}
         self._pass: Suggestions | None = None
         self._next: float | None = None
         self._emptiest: list[tuple[int, str, WorkerRecord]] = []
+
+    @property
+    def scheduler(self) -> SchedulerState:
+        """The scheduler's tables: ``tasks`` and ``workers``, by key and id."""
+        return self.state
 
     def add_policy(self, policy: Any) -> None:
         """Run ``policy`` in each pass from now on.

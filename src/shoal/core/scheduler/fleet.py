@@ -243,7 +243,8 @@ class Fleet(ABC):
             interval = min(interval, ttl / 4)  # or a healthy worker would be taken for dead
         self._say(peer, WorkerRegistered(self.id, interval, dict(self.plugins["worker"])))
         self._log(INFO, f"worker {worker.name} joined from {worker.address}, {worker.nthreads} threads")
-        self._tell_of_worker(worker, "add-worker", {"nthreads": worker.nthreads, "pid": worker.pid})
+        known = {"nthreads": worker.nthreads, "memory_limit": worker.memory_limit, "pid": worker.pid}
+        self._tell_of_worker(worker, "add-worker", known)
         self._notify("add_worker", worker.address)
 
     def _tell_of_worker(self, worker: WorkerRecord, action: str, more: dict[str, Any]) -> None:
@@ -344,8 +345,9 @@ class Fleet(ABC):
         expected: bool,
         running: list[str] | None = None,
         safe: bool = False,
+        by: str = "",
     ) -> None:
-        """``safe``: nothing is lost by it."""
+        """``safe``: nothing is lost by it; ``by``: who wanted it to retire."""
         state = self.state
         assigned = state.remove_worker(worker)
         has_nanny = worker.slot in state.nannies
@@ -357,7 +359,7 @@ class Fleet(ABC):
         self._answer_calls(self.calls.peer_lost(worker.id, f"worker {worker.name} left: {reason}"))
         if worker.id not in self.retired:
             self._effects.append(CloseLink(worker.id, reason))
-        told = {"reason": reason, "expected": expected, "safe": safe, "tasks": len(assigned)}
+        told = {"reason": reason, "expected": expected, "safe": safe, "by": by, "tasks": len(assigned)}
         self._tell_of_worker(worker, "remove-worker", told)
         self.topics.expire(worker.address)
         self._notify("remove_worker", worker.address, reason, expected, safe)

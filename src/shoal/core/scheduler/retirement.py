@@ -433,8 +433,9 @@ class Departures(Supervision):
         """All that only this worker held is elsewhere (or lost by force): it goes."""
         worker, reason = departure.worker, departure.reason
         lost = [task.key for task in departure.todo]
+        by = "client" if departure.callers else "worker"
         told = {
-            "reason": reason, "keys_moved": departure.moved, "bytes_moved": departure.moved_nbytes,
+            "by": by, "reason": reason, "keys_moved": departure.moved, "bytes_moved": departure.moved_nbytes,
             "seconds": self.state.now - departure.began, "lost": lost, "closed": departure.close,
         }  # fmt: skip
         self._tell_of_worker(worker, "retired", told)
@@ -464,7 +465,7 @@ class Departures(Supervision):
                 self._say(nanny.id, RestartWorker(0, f"was retired: {reason}", 30.0, False, worker.id))
             elif departure.close:
                 self._say(nanny.id, Close(reason))
-        self._remove_worker(worker, reason, expected=True, safe=not lost)
+        self._remove_worker(worker, reason, expected=True, safe=not lost, by=by)
 
     def _keep(self, departure: Departure, why: str) -> None:
         """The worker goes back to work."""
@@ -491,8 +492,9 @@ class Departures(Supervision):
         expected: bool,
         running: list[str] | None = None,
         safe: bool = False,
+        by: str = "",
     ) -> None:
-        super()._remove_worker(worker, reason, expected, running, safe)
+        super()._remove_worker(worker, reason, expected, running, safe, by)
         departure = self.departures.pop(worker, None)
         if departure is None:
             return

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 #: The share of all memory limits past which more workers are asked for.
 _FULL: Final = 0.6
+#: What is wanted beyond what was busy of late, so that there is room for a little more; executions that are looked at.
+_SPARE: Final = 1.1
+_ROWS: Final = 5_000
 #: States of tasks that a further worker could take.
 _READY: Final = (TaskState.PROCESSING, TaskState.QUEUED, TaskState.NO_WORKER)
 
@@ -29,6 +32,21 @@ def work(state: Tables) -> tuple[float, int]:
         count += ready
         seconds += ready * (unknown if group.prefix.duration is None else group.prefix.duration)
     return seconds, count
+
+
+def load(state: Tables, seconds: float) -> float:
+    """Threads that were busy, on average, within the last ``seconds``."""
+    now = state.now + state.settings.epoch
+    since = now - seconds
+    busy = 0.0
+    for count, row in enumerate(reversed(state.stream), 1):
+        start, stop = row[4], row[5]
+        busy += max(0.0, min(stop, now) - max(start, since))
+        if stop < since:
+            break
+        if count >= _ROWS:  # so many short tasks: they stand for those before them
+            return busy / max(now - start, 1e-3)
+    return busy / seconds
 
 
 def adaptive_target(core: Fleet, target_duration: float = 5.0) -> int:
@@ -47,6 +65,8 @@ def adaptive_target(core: Fleet, target_duration: float = 5.0) -> int:
         wanted = max(wanted, math.ceil(used / _FULL / (sum(limits) / len(limits))))
     if wanted >= len(workers):
         return wanted
+    # What was busy of late is not let go: on a steady load, the number of workers is steady.
+    wanted = max(wanted, min(len(workers), math.ceil(_SPARE * load(state, 2 * target_duration) / threads)))
     return len(workers) - len(to_close(core, minimum=wanted))
 
 
