@@ -94,13 +94,15 @@ def test_contradictory_scales_end_with_the_last() -> None:
         assert len(names(client)) == 2
 
 
+def _end_soon(dask_worker: Any) -> None:
+    asyncio.get_running_loop().call_later(0.1, dask_worker.end, "enough")
+
+
 def test_a_worker_that_gives_up_is_replaced() -> None:
     """Its nanny has closed: another takes its place. One that a client retired is not to come back."""
     with LocalCluster(n_workers=2, threads_per_worker=1) as cluster, Client(cluster) as client:
         before = {info["pid"] for info in client.scheduler_info()["workers"].values()}
-        client.run(
-            lambda dask_worker: asyncio.get_running_loop().create_task(dask_worker.retire("enough", 5)), nanny=True
-        )
+        client.run(_end_soon, nanny=True)
         until(lambda: len(names(client)) == 2 and not before & {
             info["pid"] for info in client.scheduler_info()["workers"].values()
         })  # fmt: skip

@@ -104,9 +104,9 @@ class _Nannies:
 
     async def _watch(self, name: str, nanny: NannyProgram) -> None:
         await nanny.finished.wait()
-        await nanny.close(nanny.reason)
-        if self._nannies.get(name) is nanny:
+        if self._nannies.get(name) is nanny:  # it was not closed here
             del self._nannies[name]
+            await nanny.close(nanny.reason)
             self.say({"ended": name, "reason": nanny.reason})
 
     async def _close(self, name: str) -> None:
