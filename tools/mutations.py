@@ -26,6 +26,7 @@ ASSIGNMENT = "core/scheduler/assignment.py"
 WORKER, CLIENT = "core/worker/reactor.py", "core/client/reactor.py"
 COPIES, FLEET, SLOTS = "core/worker/copies.py", "core/scheduler/fleet.py", "core/worker/slots.py"
 CHANNEL, NANNY = "core/channel.py", "core/nanny/reactor.py"
+RETIREMENT, COPYING = "core/scheduler/retirement.py", "core/scheduler/copying.py"
 
 #: What is broken, where, and how: the text that goes, and what comes in its place.
 MUTATIONS: list[tuple[str, str, str, str]] = [
@@ -67,7 +68,7 @@ MUTATIONS: list[tuple[str, str, str, str]] = [
     ("a task that left the pool still counts as work", "core/scheduler/assignment.py", "            worker.occupancy -= task.estimate\n            task.estimate = 0.0\n", "            task.estimate = 0.0\n"),
     ("waiting tasks are not told of a value that came", COPIES, "            waiter.n_missing -= 1\n            if waiter.n_missing == 0:\n                self._prepare(waiter)", "            waiter.n_missing -= 1"),
     ("a paused worker keeps what waits there", WORKER, "                self._drop_attempt(record)\n                self._give_back(record)\n", "                pass\n"),
-    ("a paused worker goes on starting tasks", WORKER, "        if self.paused:\n            self._give_back(record)\n            return\n", ""),
+    ("a paused worker goes on starting tasks", WORKER, "        if self.paused or self.leaving:\n            self._give_back(record)", "        if self.leaving:\n            self._give_back(record)"),
     ("what a worker gives back stays assigned to it", FLEET, "                    if task is not None:\n                        state.give_back(task)\n            case Freed", "                    pass\n            case Freed"),
     ("a worker that takes tasks again is not told to those who waited for it", STATE, "        self._ready += self.stranded.candidates(worker)\n", ""),
     ("queued tasks wait for workers that take none", STATE, "            for task in self.queue.tasks():\n                self._strand(task)\n", "            pass\n"),
@@ -85,6 +86,36 @@ MUTATIONS: list[tuple[str, str, str, str]] = [
     ("a restriction to a host is passed over", "core/scheduler/placement.py", "        not options.workers or options.allow_other_workers or", "        True or"),
     ("the list of who may run what is never renewed", STATE, "        self.running_nthreads += worker.nthreads\n        self.able.clear()\n", "        self.running_nthreads += worker.nthreads\n"),
     ("a task of another pool takes a thread of the first", SLOTS, "        return self.pools[record.spec.executor]", "        return self.pools[\"\"]"),
+    ("a copy that was asked for is dropped with the task that needed it", WORKER, "dep.replica in ON_THE_WAY and not dep.asked:", "dep.replica in ON_THE_WAY:"),
+    ("a worker that is to go is given tasks", STATE, "        if worker.running:\n            self._takes_none(worker)\n        worker.state = WORKER.advance(worker.state, WorkerEvent.RETIRE, worker.id)", "        worker.state = WORKER.advance(worker.state, WorkerEvent.RETIRE, worker.id)"),
+    ("a worker that stays takes no tasks", STATE, "        else:\n            self._takes_tasks(worker)\n\n    def fail_stranded", "        else:\n            pass\n\n    def fail_stranded"),
+    ("a worker goes with what only it holds", RETIREMENT, "        if departure.todo:\n            if any(", "        if False:\n            if any("),
+    ("a worker goes while a thread is at work", RETIREMENT, "        if not worker.processing:\n            self._finish(departure)", "        if True:\n            self._finish(departure)"),
+    ("a worker goes before it has heard that it is to go", RETIREMENT, "        if not departure.heard:\n            if now <", "        if False:\n            if now <"),
+    ("data is moved before the nanny has heard", RETIREMENT, "departure.nanny_number, departure.nanny_heard = self._number, False", "departure.nanny_number, departure.nanny_heard = self._number, True"),
+    ("the nanny is not told", RETIREMENT, "            self._say(nanny.id, Leave(self._number, True, departure.reason))", "            departure.nanny_heard = True"),
+    ("a slot that was left takes another worker", FLEET, "        if message.slot in self.left:\n", "        if False:\n"),
+    ("a copy on a worker that is to go counts as safe", RETIREMENT, "        safe = any(worker.stays for worker in holders)", "        safe = len(holders) > 1"),
+    ("what a worker held from the start counts as safe beside another that goes", RETIREMENT, "and not any(w.stays for w in holders):", "and len(holders) < 2:"),
+    ("what a worker computes on its way out is not moved", RETIREMENT, "            elif task not in departure.todo:\n                departure.todo[task] = None\n                departure.line.append(task)", "            elif task not in departure.todo:\n                pass"),
+    ("a copy that did not come is not asked for again", RETIREMENT, "                departure.line.appendleft(failure.task)", "                pass"),
+    ("a failed copy counts as under way for ever", COPYING, "        if move is not None:\n            self._end(move)\n            self._failures", "        if move is not None:\n            self._failures"),
+    ("copies on their way to a worker that takes none are waited for", COPYING, "            if not target.running:\n                reason", "            if False:\n                reason"),
+    ("an order to drop meets a copy that nobody knew of", WORKER, "record.replica is ReplicaState.HELD and record.announced > seen", "False"),
+    ("an order to drop names too much as heard", "core/scheduler/outbox.py", "FreeKeys(list(worker.out_free), worker.announced)", "FreeKeys(list(worker.out_free), worker.announced + 1)"),
+    ("a copy that cannot be had is not given up", COPIES, "        if not record.waiters:\n            self._give_up(record, \"none", "        if False:\n            self._give_up(record, \"none"),
+    ("a copy that is asked for and here already is not told of", COPIES, "            if record.replica is ReplicaState.HELD:\n                self._add_key(record)\n                continue\n            record.nbytes", "            if record.replica is ReplicaState.HELD:\n                continue\n            record.nbytes"),
+    ("a worker that is to go keeps what waits there", WORKER, "        if message.on:\n            self._hand_back()\n        self._out.append(Leaving", "        self._out.append(Leaving"),
+    ("a worker that is to go begins tasks", WORKER, "        if self.paused or self.leaving:\n            self._give_back(record)", "        if self.paused:\n            self._give_back(record)"),
+    ("a worker that was let go of holds on to its data", WORKER, "        for key in list(self.keys):\n            self._on_free(key, self._announcements)\n", "        pass\n"),
+    ("the last copy that stays is dropped as one too many", STATE, "any(other is not worker and other.stays for other in who_has)", "any(other is not worker for other in who_has)"),
+    ("whoever asked is not answered", RETIREMENT, "            pending.waiting.pop(departure.worker, None)\n            self._answer_retirement(pending)", "            pending.waiting.pop(departure.worker, None)"),
+    ("who dies on the way is waited for", RETIREMENT, "        departure = self.departures.pop(worker, None)\n        if departure is None:\n            return\n", "        departure = self.departures.pop(worker, None)\n        if departure is None or not expected:\n            return\n"),
+    ("the nanny of a worker that stays still will not restart it", RETIREMENT, "            self._say(nanny.id, Leave(self._number, False))", "            pass"),
+    ("a worker that stays is not told", RETIREMENT, "        self.state.tell(worker, Leave(self._number, False))\n", ""),
+    ("what is safe since another stays is still waited for", RETIREMENT, "        self.state.touched.update(dict.fromkeys(worker.has_what))", "        pass"),
+    ("data is taken by a worker that is to go", COPIES, "        if self.leaving:\n            return False\n", ""),
+    ("a nanny whose owner wants it to leave stays since the scheduler says so", NANNY, "        elif self.wish is Wish.LEAVE and not self._leaves_for_good:", "        elif self.wish is Wish.LEAVE:"),
 ]  # fmt: skip
 
 _RUN = """

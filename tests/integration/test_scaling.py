@@ -363,3 +363,14 @@ def test_a_cluster_in_a_notebook() -> None:
         by_itself.children[1].value = 2
         by_itself.children[2].click()
         assert cluster._adaptive is not None
+
+
+@pytest.mark.parametrize("processes", [True, False])
+def test_a_client_shuts_it_down(processes: bool) -> None:
+    """The cluster says that it has failed, starts nothing anew, and can be closed."""
+    with LocalCluster(n_workers=2, threads_per_worker=1, processes=processes) as cluster:
+        Client(cluster).shutdown()
+        until(lambda: cluster.status == "failed")
+        assert "the scheduler has ended" in "\n".join(text for _, text in cluster._lines)
+        time.sleep(0.2)
+    assert cluster.status == "closed"

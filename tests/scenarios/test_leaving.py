@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from shoal.messages import AskRetirement, Close, Heartbeat, Leave, Leaving, Retired, Unknown, WorkerDied
+from shoal.messages import AskRetirement, Close, Heartbeat, Leave, Leaving, RestartWorker, Retired, Unknown, WorkerDied
 from shoal.sim.script import Script
 
 
@@ -534,3 +534,29 @@ def test_a_slot_that_registers_again_while_it_leaves() -> None:
     s.flow()
     assert "A2" not in s.workers
     assert isinstance(s.heard["N"][-1], Close)
+
+
+def test_w18_a_worker_that_is_paused_for_good_is_replaced() -> None:
+    """Its data is moved, then its nanny is told to start another."""
+    s = Script("B", paused_timeout=60.0)
+    s.nanny("N")
+    s.join("A", slot="N")
+    s.flow()
+    s.computes("A", "x")
+    s.pauses("A")
+    s.flow()
+    s.later(30.0)
+    s.flow()
+    assert "A" in s.workers
+    s.later(31.0)
+    s.flow()
+    s.arrives("B", "A")
+    s.flow()
+    assert s.on("x") == ["B"]
+    assert isinstance(s.heard["N"][-1], RestartWorker)
+    s.dies("A")
+    s.join("A2", slot="N")
+    s.flow()
+    assert "A2" in s.workers
+    s.finish()
+    assert s.began == {"x": 1}

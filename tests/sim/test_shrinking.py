@@ -17,7 +17,7 @@ from shoal.sim.world import World
 def shrink(seed: int, workers: int, tasks: int, shape: str, when: float, nannies: bool) -> World:
     options = Options.draw(
         seed, workers=workers, nthreads=1, tasks=tasks, submissions=1, faults=0, shape=shape, duration=(0.2, 0.9),
-        calm=True, nannies=nannies, clients=1, actors=False, seceding=0.0, launching=0.0, flaky=0.0, broken=0.0,
+        calm=True, room=0, nannies=nannies, clients=1, actors=False, seceding=0.0, launching=0.0, flaky=0.0, broken=0.0,
         resources=False, restricted=False, executors=False, no_workers_timeout=None, delay=(0.0001, 0.05),
         bad_starts=0.0,
     )  # fmt: skip

@@ -108,6 +108,11 @@ class AdaptiveCore(ABC):
             return {"status": "down", "workers": list(going)}
         return {"status": "same"}
 
+    def _note(self, what: dict[str, Any]) -> None:
+        """Remember what was done, and why."""
+        self.log.append((datetime.now(UTC), what))
+        logger.info("adapts: %s", what)
+
     async def adapt(self) -> None:
         """Think it over once, and act."""
         target = await self.safe_target()
@@ -115,9 +120,7 @@ class AdaptiveCore(ABC):
         status = told.pop("status")
         if status == "same":
             return
-        note = {"status": status, "target": target, "plan": len(self.plan), "observed": len(self.observed), **told}
-        self.log.append((datetime.now(UTC), note))
-        logger.info("adapts %s: %s", status, note)
+        self._note({"status": status, "target": target, "plan": len(self.plan), "observed": len(self.observed), **told})
         if status == "up":
             await self.scale_up(**told)
         else:
@@ -174,6 +177,8 @@ class Adaptive(AdaptiveCore):
         self.target_duration = config.seconds(given, "target_duration") or 5.0
         self.worker_key = worker_key
         self.stopped = ""
+        #: What the last target follows from.
+        self.why: dict[str, Any] = {}
         self._task: asyncio.Task[None] | None = None
         if self.interval:
             cluster.loop.call_soon_threadsafe(self._begin)
@@ -208,6 +213,12 @@ class Adaptive(AdaptiveCore):
         if self._task is not None and self._task is not asyncio.current_task():
             self._task.cancel()
 
+    def _note(self, what: dict[str, Any]) -> None:
+        why = {name: value for name, value in self.why.items() if name != "target"}
+        super()._note({**what, "why": why})
+        facts = ", ".join(f"{name}={value}" for name, value in why.items())
+        self.cluster._note(f"adapts {what['status']} to {what['target']} workers: {facts}")
+
     @property
     def loop(self) -> asyncio.AbstractEventLoop:
         """The event loop of the cluster."""
@@ -227,7 +238,8 @@ class Adaptive(AdaptiveCore):
 
     async def target(self) -> int:
         """What the scheduler takes for right."""
-        found: int = await self.cluster._ask("adaptive_target", target_duration=self.target_duration)
+        self.why = await self.cluster._ask("adaptive_target", target_duration=self.target_duration)
+        found: int = self.why["target"]
         return found
 
     async def workers_to_close(self, target: int) -> list[Any]:

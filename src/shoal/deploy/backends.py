@@ -213,6 +213,10 @@ class InnerScheduler(ProcessInterface):
         self.address = self.addresses[0]
         await super().start()
 
+    async def finished(self) -> None:
+        assert self.program is not None
+        await self.program.finished.wait()
+
     async def close(self) -> None:
         if self.program is not None:
             await self.program.close("the cluster closed")

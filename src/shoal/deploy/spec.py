@@ -171,6 +171,7 @@ class SpecCluster(Cluster):
         self.scheduler = await self.scheduler
         self._addresses = getattr(self.scheduler, "addresses", None) or [self.scheduler.address]
         await self._join()
+        self._spawn(self._watch_scheduler())
         await self._correct(first=True)
 
     def _make(self, spec: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
@@ -182,6 +183,8 @@ class SpecCluster(Cluster):
     async def _correct(self, first: bool = False) -> None:
         """Make and end objects until there is what the specifications ask for."""
         async with self._changing:
+            if self.status not in ("starting", "running"):
+                return
             surplus = {name: self.workers.pop(name) for name in tuple(self.workers) if name not in self.worker_spec}
             missing = [n for n in self.worker_spec if n not in self.workers and n not in self._resting]
             made = {}
@@ -206,6 +209,14 @@ class SpecCluster(Cluster):
                 else:
                     self._failed.pop(name, None)
                     self._watchers[name] = self._spawn(self._watch(name, worker))
+
+    async def _watch_scheduler(self) -> None:
+        """Without a scheduler there is nothing to keep up."""
+        await self.scheduler.finished()
+        if self.status == "running":
+            self.status = "failed"
+            self._note("the scheduler has ended: the cluster is to be closed", logging.WARNING)
+            self._stop_adapting("the scheduler has ended")
 
     async def _end(self, name: Any, worker: Any) -> None:
         watcher = self._watchers.pop(name, None)

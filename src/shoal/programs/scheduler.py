@@ -316,7 +316,8 @@ class SchedulerProgram:
         """How many workers there should be for the work that is there to be done within ``target_duration``."""
         name = "distributed.adaptive.target-duration"
         seconds = config.seconds(config.get(name, 5.0) if target_duration is None else target_duration, name)
-        return scaling.adaptive_target(self.core, seconds or 5.0)
+        found: int = scaling.adaptive_target(self.core, seconds or 5.0)["target"]
+        return found
 
     def candidates_to_close(self, **criteria: Any) -> list[WorkerRecord]:
         """The workers that are needed least; criteria as for :meth:`Client.retire_workers`."""

@@ -197,6 +197,7 @@ class WorkerProgram:
         self.logs = LogKeeper(config.log_length())
         self.logs.attach("shoal.worker", "shoal.link", "shoal.driver", "shoal.plugins")
         self.lifetime = lifetime or Lifetime()
+        self._reading = asyncio.Semaphore(1)
         #: Requests of clients that put data here, which are answered once the scheduler has heard of it.
         self._puts: dict[int, tuple[Link, int]] = {}
         self._put_numbers = itertools.count(1)
@@ -523,7 +524,8 @@ class WorkerProgram:
                 except (SerializationError, OSError) as error:
                     payloads[key] = error.with_traceback(None)  # which would keep what was read of the file
 
-        await in_thread(read)
+        async with self._reading:  # others wait: what is read for all of them at once might not fit into memory
+            await in_thread(read)
         for key, payload in payloads.items():
             if isinstance(payload, OSError):
                 self._on_lost(key, str(payload))

@@ -77,7 +77,8 @@ class WorkerNode:
             name = slot = self.nanny.name
         addresses = [f"sim://{self.name}"]
         resources, executors = self.resources, self.executors
-        self.up.send(RegisterWorker(name, slot, addresses, self.nthreads, 0, 1, self.host, "", resources, executors))
+        room = self.world.options.room
+        self.up.send(RegisterWorker(name, slot, addresses, self.nthreads, room, 1, self.host, "", resources, executors))
         self._beat()
 
     def _beat(self) -> None:

@@ -53,6 +53,8 @@ class Options:
     no_workers_timeout: float | None
     #: Shape of the graphs.
     shape: str
+    #: Bytes that each worker may hold, for those that are moved; 0 is no limit.
+    room: int
     #: Whether no worker crashes and no user changes their mind: workers come, pause, are slow, and retire.
     calm: bool
 
@@ -93,6 +95,7 @@ class Options:
             "no_workers_timeout": rng.choice([None, None, 1.0]),
             "shape": rng.choice(["map", "chains", "tree", "shuffle", "fan", "random", "random"]),
         }
+        drawn["room"] = rng.choice([0, 0, 0, 100, 400])
         drawn["calm"] = rng.random() < 0.25
         if drawn["calm"]:
             drawn |= {"flaky": 0.0, "broken": 0.0, "launching": 0.0, "bad_starts": 0.0}

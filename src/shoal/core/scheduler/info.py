@@ -144,7 +144,7 @@ def put_targets(core: SchedulerCore, workers: list[str] | None = None) -> list[l
     return [[w.id, w.addresses, w.nthreads] for w in usable]
 
 
-def adaptive_target(core: SchedulerCore, target_duration: float = 5.0) -> int:
+def adaptive_target(core: SchedulerCore, target_duration: float = 5.0) -> dict[str, Any]:
     """See :func:`shoal.core.scheduler.scaling.adaptive_target`."""
     return scaling.adaptive_target(core, target_duration)
 

@@ -252,7 +252,8 @@ class Departures(Supervision):
             if safe or departure.worker not in holders:
                 if task in departure.todo:
                     del departure.todo[task]
-                    if safe and departure.flying.pop(task, True) is None:
+                    was_asked_for = departure.flying.pop(task, True) is None
+                    if safe and was_asked_for:
                         departure.moved += 1
                         departure.moved_nbytes += max(task.nbytes, 0)
             elif task not in departure.todo:

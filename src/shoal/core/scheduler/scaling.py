@@ -49,25 +49,36 @@ def load(state: Tables, seconds: float) -> float:
     return busy / seconds
 
 
-def adaptive_target(core: Fleet, target_duration: float = 5.0) -> int:
-    """Return the number of workers with which the work that is there is done within ``target_duration`` seconds."""
+def adaptive_target(core: Fleet, target_duration: float = 5.0) -> dict[str, Any]:
+    """Return how many workers there should be, so that the work that is there is done within ``target_duration``.
+
+    Returns
+    -------
+    dict
+        ``target``, and what it follows from: ``seconds`` of work in ``tasks`` tasks, ``busy`` threads of late,
+        ``nbytes`` of results, and the number of ``workers``.
+    """
     state = core.state
     workers = [worker for worker in state.workers.values() if worker.stays]
     seconds, count = work(state)
+    busy = load(state, 2 * target_duration)
+    used = sum(worker.nbytes for worker in workers)
     threads = sum(worker.nthreads for worker in workers) / len(workers) if workers else 1.0
     # A few long tasks do not get faster by many workers.
     wanted = min(math.ceil(seconds / target_duration / threads), math.ceil(count / threads))
     if count:
         wanted = max(1, wanted)
     limits = [worker.memory_limit for worker in workers]
-    used = sum(worker.nbytes for worker in workers)
     if workers and all(limits) and used > _FULL * sum(limits):
         wanted = max(wanted, math.ceil(used / _FULL / (sum(limits) / len(limits))))
-    if wanted >= len(workers):
-        return wanted
-    # What was busy of late is not let go: on a steady load, the number of workers is steady.
-    wanted = max(wanted, min(len(workers), math.ceil(_SPARE * load(state, 2 * target_duration) / threads)))
-    return len(workers) - len(to_close(core, minimum=wanted))
+    if wanted < len(workers):
+        # What was busy of late is not let go: on a steady load, the number of workers is steady.
+        wanted = max(wanted, min(len(workers), math.ceil(_SPARE * busy / threads)))
+        wanted = len(workers) - len(to_close(core, minimum=wanted))
+    return {
+        "target": wanted, "seconds": round(seconds, 3), "tasks": count, "busy": round(busy, 2), "nbytes": used,
+        "workers": len(workers),
+    }  # fmt: skip
 
 
 def to_close(

@@ -1,0 +1,74 @@
+"""How long it takes a worker to retire: with 2 GiB in 1,000 keys, and with 200,000 tiny ones; shoal beside its peer.
+
+``python benchmarks/retire.py`` (with ``.venv-bench``, see the Makefile); seconds from the call until it returns, in a
+cluster of three worker processes. It is checked that every key is on another worker then.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from time import perf_counter
+from typing import Any
+
+ENGINES = ("shoal", "distributed")
+
+
+def block(n: int, size: int) -> bytes:
+    return bytes([n % 256]) * size
+
+
+def tiny(n: int) -> int:
+    return n
+
+
+def measure(engine: str, scale: float) -> dict[str, float]:
+    """Both cases in a fresh cluster each."""
+    found = {}
+    for name, function, count, extra in (
+        ("2 GiB in 1,000 keys", block, int(1000 * scale), (2 * 2**20,)),
+        ("200,000 tiny keys", tiny, int(200_000 * scale), ()),
+    ):
+        module = __import__(engine)
+        options: dict[str, Any] = {"n_workers": 3, "threads_per_worker": 1, "memory_limit": 0}
+        if engine == "distributed":
+            options["dashboard_address"] = None
+        with module.LocalCluster(**options) as cluster, module.Client(cluster) as client:
+            first = next(iter(client.scheduler_info()["workers"]))
+            futures = client.map(function, range(count), *[[one] * count for one in extra], workers=[first], pure=False)
+            module.wait(futures)
+            began = perf_counter()
+            told = client.retire_workers([first])
+            found[name] = perf_counter() - began
+            assert len(told) == 1, told
+            held = client.who_has(futures)
+            assert len(held) == count
+            assert all(holders and first not in holders for holders in held.values())
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--scale", type=float, default=1.0, help="part of the keys, for a quick look")
+    parser.add_argument("--engine", choices=ENGINES, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.engine:
+        print(json.dumps(measure(args.engine, args.scale)))
+        return
+    best: dict[str, dict[str, float]] = {engine: {} for engine in ENGINES}
+    for _ in range(args.repeat):
+        for engine in ENGINES:
+            command = [sys.executable, __file__, "--engine", engine, "--scale", str(args.scale)]
+            done = subprocess.run(command, stdout=subprocess.PIPE, check=True)
+            for name, seconds in json.loads(done.stdout.splitlines()[-1]).items():
+                best[engine][name] = min(seconds, best[engine].get(name, seconds))
+    for name in best["shoal"]:
+        ours, theirs = best["shoal"][name], best["distributed"][name]
+        print(f"{name:22} shoal {ours:8.2f} s   distributed {theirs:8.2f} s   {theirs / ours:.1f}x")
+
+
+if __name__ == "__main__":
+    main()
