@@ -405,6 +405,20 @@ def test_b19_two_drops_leave_one() -> None:
     s.finish()
 
 
+def test_b19_a_drop_beside_one_that_leaves() -> None:
+    s = Script("A", "B")
+    s.computes("A", "x")
+    s.submit("y < x", on="B")
+    s.finish()
+    s.submit("z", on="A")
+    s.flow()
+    s.retire("A")
+    s.flow()
+    state = s.scheduler.state
+    assert not state.drop_copy(state.tasks["x"], state.by_name["B"])
+    s.finish()
+
+
 def test_b20_a_task_comes_while_the_last_worker_retires() -> None:
     """It waits, and runs where it is once that stays."""
     s = Script("A")

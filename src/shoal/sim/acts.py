@@ -339,7 +339,7 @@ def _lose_heartbeats(world: World, worker: WorkerNode, rng: Random) -> bool:
 
 
 def _pause(world: World, worker: WorkerNode, rng: Random) -> bool:
-    worker.pause(rng.choice([0.0, 0.01, 0.3, 1.5]))
+    worker.pause(rng.choice([0.0, 0.01, 0.3, 1.5, 100.0]))
     return True
 
 

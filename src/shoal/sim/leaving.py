@@ -20,6 +20,11 @@ _VALUE_BYTES: Final = 8
 
 def _scatter(world: World, client: ClientNode, rng: Random) -> bool:
     """A client puts data on one worker or on several."""
+    return scatter(world, client, rng)
+
+
+def scatter(world: World, client: ClientNode, rng: Random, onto: str = "") -> bool:
+    """Put data on some workers, or on that of this name."""
     if not world.workers or ClientId(client.name) not in world.scheduler.state.clients:
         return False
     oracle = world.oracle
@@ -29,12 +34,13 @@ def _scatter(world: World, client: ClientNode, rng: Random) -> bool:
     world.fates.asked({key: []}, Options())
     client.hold(key)
     client.scattering.add(key)
-    _put(world, client, rng, key, 1 if rng.random() < 0.7 else 3)
+    _put(world, client, rng, key, 1 if rng.random() < 0.7 else 3, onto)
     return True
 
 
-def _put(world: World, client: ClientNode, rng: Random, key: str, copies: int) -> None:
+def _put(world: World, client: ClientNode, rng: Random, key: str, copies: int, onto: str) -> None:
     usable = [w for w in world.workers.values() if w.core.registered and w.core.takes(key)]
+    usable = [w for w in usable if (w.nanny or w).name == onto] or usable
     if not usable or not client.alive:
         client.scattering.discard(key)
         client.release(key)
@@ -76,8 +82,8 @@ def _retire(world: World, client: ClientNode, rng: Random) -> bool:
     options: dict[str, Any] = {}
     if not world.options.calm:
         options = {"force": rng.random() < 0.1, "patience": rng.choice([None, None, 0.0, 0.3])}
-    if rng.random() < 0.2:
-        options |= {"close": False, "remove": False}
+    if rng.random() < 0.4:
+        options |= {"close": False, "remove": rng.random() < 0.5}
     return _ask(world, client, names, rng, **options)
 
 
@@ -106,10 +112,21 @@ def _ask(world: World, client: ClientNode, names: list[str], rng: Random, late: 
             world.count("workers that could not retire")
             world.note(f"kept: {kept}")
         for identity in told["retired"].values():
+            if options.get("remove", True):
+                world.oracle.left.add(identity["name"])
+                if rng.random() < 0.2:
+                    world.after(rng.uniform(0.0, 1.0), lambda name=identity["name"]: world.haunt(name))  # type: ignore[misc]
             if late and not identity["lost"]:
                 world.after(rng.uniform(0.0, 2.0), lambda name=identity["name"]: world.end_machine(name))  # type: ignore[misc]
 
     client.request(lambda rid: Retire(rid, names, **options), answered)
+    if rng.random() < 0.3:
+
+        def put() -> None:
+            """Just as it is told to go."""
+            scatter(world, client, rng, rng.choice(names))
+
+        world.after(rng.uniform(0.0, 0.3), put)
     return True
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from shoal.core.client.future import FutureRecord, FutureStatus
 from shoal.core.client.reactor import ClientCore
 from shoal.core.effects import Answered, CancelRun, Drop, Effect, Fetch, Log, Registered, Run, Send, Settled, Stop
-from shoal.core.events import Event, FetchDone, Outcome, Outcomes, Pressure, Rejoined, Released, Said, Seceded
+from shoal.core.events import Event, FetchDone, Outcome, Outcomes, Pressure, Received, Rejoined, Released, Said, Seceded
 from shoal.core.worker.reactor import WorkerCore
 from shoal.messages import (
     Cancel,
@@ -19,6 +19,7 @@ from shoal.messages import (
     RegisterClient,
     RegisterWorker,
     Restart,
+    Retired,
     Retry,
     Submit,
     TaskError,
@@ -98,6 +99,8 @@ class WorkerNode:
             return
         for effect in self.core.handle(events, self.world.now):
             self._perform(effect)
+        if any(isinstance(said, Retired) for event in events if isinstance(event, Received) for said in event.messages):
+            self.world.require(not self.values, f"{self.name} holds on to {list(self.values)}, and was let go of")
         self.world.wake_at(self.core.deadline(), self)
 
     def _put_off(self, action: Callable[[], None]) -> bool:

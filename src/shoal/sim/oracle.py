@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from shoal.core.client.future import FutureRecord, FutureStatus
 from shoal.core.scheduler.task import TaskState
+from shoal.ids import WorkerId
 from shoal.messages import KeyErred, KilledTask
 
 if TYPE_CHECKING:
@@ -41,6 +42,8 @@ class Oracle:
         #: Workers that the scheduler let go of once it had seen to it that nothing is lost, and those it was forced to.
         self.retired: set[str] = set()
         self.forced: set[str] = set()
+        #: Slots that were left for good.
+        self.left: set[str] = set()
         #: How often each task was executed.
         self.executed: Counter[str] = Counter()
 
@@ -57,6 +60,7 @@ class Oracle:
         """An execution begins: may it be here, and is it needed?"""
         world = self.world
         world.count("executions")
+        world.require(not worker.core.leaving, f"{worker.name} begins {key}, and is to go")
         allowed = world.fates.may_run(key, worker.host, worker.resources or {})
         world.require(allowed, f"{key} runs on {worker.name} at {worker.host}, where it may not")
         task = world.scheduler.state.tasks.get(key)
@@ -89,6 +93,19 @@ class Oracle:
         task = self.world.scheduler.state.tasks.get(key)
         others = [self.world.workers.get(worker.id) for worker in (task.who_has or ())] if task is not None else []
         return any(other is not None and other is not node and key in other.values for other in others)
+
+    def registers(self, name: str) -> None:
+        """The scheduler takes a worker."""
+        node = self.world.workers.get(name)
+        slot = None if node is None else (node.nanny or node).name
+        self.world.require(slot not in self.left, f"{name} may register, and its slot was left")
+
+    def keeps(self, name: str) -> None:
+        """The scheduler could not let a worker go: something must be there that only it holds."""
+        worker = self.world.scheduler.state.workers.get(WorkerId(name))
+        if worker is not None and self.world.options.calm and not self.world.options.room:
+            alone = any(all(o is worker or not o.stays for o in task.who_has or ()) for task in worker.has_what)
+            self.world.require(alone, f"{name} is kept, and holds nothing that no other has")
 
     def excuse(self, node: WorkerNode) -> None:
         """A worker crashes, or is taken for dead: what only it holds may be lost."""
@@ -215,6 +232,12 @@ class Oracle:
         for nanny in self.world.nannies.values():
             there = nanny.worker is not None or nanny.wanted in ("leave", "retire")
             self.world.require(there, f"{nanny.name} has no worker, and was told to {nanny.wanted}")
+            scheduler = self.world.scheduler
+            leaving = {departure.worker.slot for departure in scheduler.departures.values()}  # emptied, and kept so
+            gone = nanny.wanted != "retire" or nanny.name in scheduler.left or nanny.name in leaving
+            self.world.require(gone, f"{nanny.name} will start no other worker, and its slot was not left")
+            stays = nanny.wanted == "leave" and nanny.core.wish_is_up
+            self.world.require(not stays, f"{nanny.name} was to leave when its worker does, and would not")
         for client in self.world.clients.values():
             self.world.require(not client.asked, f"{client.name} was not answered: {client.asked}")
             for record in client.core.futures.values():
@@ -231,6 +254,8 @@ class Oracle:
     def check_calm(self) -> None:
         """Where no worker crashed and nobody changed their mind, nothing was computed twice, and nothing was lost."""
         twice = {key: times for key, times in self.executed.items() if times > 1}
+        timeouts = self.world.scheduler.copying.timeouts
+        self.world.require(not timeouts, f"{timeouts} workers that were asked for copies brought none, nor said why")
         self.world.require(not twice, f"computed more than once: {twice}")
         self.world.require(not self.world.counters["results that were lost"], "results were lost")
         self.world.require(not self.excused, f"{self.excused} may be lost, and nothing happened for which they could")

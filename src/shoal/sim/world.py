@@ -27,9 +27,11 @@ from shoal.messages import (
     Finished,
     GivenBack,
     KeysRestarted,
+    Leave,
     Retired,
     StealAnswer,
     WorkerDied,
+    WorkerRegistered,
 )
 from shoal.messages import Options as TaskOptions
 from shoal.sim.acts import HOSTS, TROUBLE, Act, draw_acts, perform
@@ -168,6 +170,10 @@ class World:
                     self.counters["results that were lost"] += len(effect.message.keys)
                 if isinstance(effect.message, Retired):
                     self.oracle.retires(effect.to)
+                elif isinstance(effect.message, WorkerRegistered):
+                    self.oracle.registers(effect.to)
+                elif isinstance(effect.message, Leave) and not effect.message.on:
+                    self.oracle.keeps(effect.to)
                 if isinstance(effect.message, Compute):
                     self.oracle.given.setdefault(effect.to, set()).update(task.key for task in effect.message.tasks)
             elif isinstance(effect, Log):
@@ -238,9 +244,16 @@ class World:
         self._connect(worker)
         return worker
 
-    def boot(self, nanny: NannyNode) -> WorkerNode:
+    def haunt(self, name: str) -> None:
+        """A worker comes up in a slot that was left, by mistake of whoever starts them."""
+        nanny = self.nannies.get(name)
+        if nanny is not None:
+            self.count("ghosts")
+            self.boot(nanny, "-ghost")
+
+    def boot(self, nanny: NannyNode, ghost: str = "") -> WorkerNode:
         """The process that ``nanny`` started is up."""
-        name = f"{nanny.name}.{nanny.core.incarnation}"
+        name = f"{nanny.name}.{nanny.core.incarnation}{ghost}"
         worker = self.workers[name] = WorkerNode(self, name, self.options.nthreads, nanny.host, nanny)
         self._connect(worker)
         return worker
@@ -283,7 +296,7 @@ class World:
             put(False)
         if worker.client is not None:
             self.vanish(worker.client)
-        if worker.nanny is not None:
+        if worker.nanny is not None and worker.nanny.worker is worker:
             worker.nanny.exited(worker.incarnation, [] if clean else worker.running)
         self.after(self.random.uniform(*self.options.delay) * 2, lambda: self.lose(worker.name, "worker", reason))
 

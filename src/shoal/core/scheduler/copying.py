@@ -56,6 +56,8 @@ class Copying:
     def __init__(self, state: SchedulerState, timeout: float) -> None:
         self.state, self.timeout = state, timeout
         self.moves: dict[Task, dict[WorkerRecord, Move]] = {}
+        #: How often a worker was given up that brought nothing.
+        self.timeouts = 0
         self._targets: dict[WorkerRecord, None] = {}
         self._failures: list[Failure] = []
 
@@ -142,6 +144,7 @@ class Copying:
                 reason = f"worker {target.name} is {target.state.label}"
             elif now >= self._due(target):
                 reason = f"worker {target.name} brought nothing of it for {now - target.progress:.0f} s"
+                self.timeouts += 1
             else:
                 continue
             for move in tuple(target.incoming.values()):

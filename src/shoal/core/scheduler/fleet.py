@@ -153,7 +153,7 @@ class Fleet(ABC):
             case DataPut():
                 worker.announced += 1
                 self._on_data_put(worker, message)
-                state.tell(worker, PutNoted(message.number))
+                self._say(peer, PutNoted(message.number))  # also where it is let go of in this turn
             case NotCopied():
                 self.copying.refused(worker, message)
             case Leaving():
