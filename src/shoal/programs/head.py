@@ -119,9 +119,7 @@ class _Nannies:
         while self._tasks or self._nannies:
             nannies, self._nannies = self._nannies, {}
             await asyncio.gather(*(nanny.close("the cluster closed") for nanny in nannies.values()))
-            for task in tuple(self._tasks):
-                task.cancel()
-            if self._tasks:
+            if self._tasks:  # each ends with its nanny
                 await asyncio.wait(self._tasks)
 
 

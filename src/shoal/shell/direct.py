@@ -47,9 +47,11 @@ def _address_of(view: Any, writable: bool = False) -> int:
 
 
 def describe(frames: list[Any]) -> list[Any]:
-    """Where the buffers of a payload are: its pickle, then ``[address, bytes]`` for each. Keep them alive."""
-    views = [memoryview(frame).cast("B") for frame in frames[1:]]
-    return [bytes(frames[0]), *([_address_of(view), len(view)] for view in views)]
+    """Where the parts of a payload are, as ``[address, bytes]``; a small one is there itself. Keep them alive."""
+    views = [memoryview(frame).cast("B") for frame in frames]
+    first = bytes(frames[0]) if len(views[0]) < SMALLEST else None
+    places: list[Any] = [[_address_of(view), len(view)] for view in views]
+    return places if first is None else [first, *places[1:]]
 
 
 def peer_process(transport: Any) -> int | None:

@@ -72,11 +72,16 @@ class PeerPool:
         assert pid is not None
         try:
             found = {}
-            for key, (data, *places) in answer.lent.items():
-                frames = [data]
-                for address, nbytes in places:
-                    frames.append(AREAS.allocate(nbytes))
-                    await direct.read(pid, address, frames[-1])
+            for key, places in answer.lent.items():
+                frames: list[bytes | memoryview] = []
+                for place in places:
+                    if isinstance(place, bytes):
+                        frames.append(place)
+                        continue
+                    address, nbytes = place
+                    area = AREAS.allocate(nbytes)
+                    await direct.read(pid, address, area)
+                    frames.append(area)
                 found[key] = Blob(frames)
         except OSError as error:
             logger.info("memory of %s cannot be read, its values go over the link: %s", peer, error)

@@ -16,7 +16,7 @@ import traceback as tracebacks
 from collections.abc import Callable, Sequence
 from time import time
 from types import BuiltinFunctionType, CodeType, FunctionType, ModuleType, TracebackType
-from typing import Any
+from typing import Any, Final
 
 from shoal.errors import SerializationError
 from shoal.messages import Blob, LogEvent, TaskError
@@ -79,6 +79,16 @@ def found_inside(thing: Any) -> bool:
     return current.in_graph
 
 
+class _OutOfBand:
+    """Stands for bytes of which the pickle has no more than that they travel beside it."""
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return bytes, (pickle.PickleBuffer(b""),)
+
+
+_BYTES: Final = pickle.dumps(_OutOfBand(), 5, buffer_callback=lambda buffer: False)
+
+
 def dumps(value: Any, what: str = "value") -> Any:
     """Return the payload of ``value``.
 
@@ -92,6 +102,8 @@ def dumps(value: Any, what: str = "value") -> Any:
     SerializationError
         If it cannot be pickled, with the cause.
     """
+    if type(value) is bytes and len(value) >= _OUT_OF_BAND:
+        return Blob([_BYTES, memoryview(value)])  # pickle itself would copy them, twice
     buffers: list[pickle.PickleBuffer] = []
     try:
         data = pickle.dumps(value, 5, buffer_callback=_collector(buffers))

@@ -18,6 +18,8 @@ from shoal.messages import AcquireCopies, Dep, NotCopied
 #: Copies under way to one worker at the same time, in keys and in bytes, where many are to go there.
 WINDOW_KEYS: Final = 10_000
 WINDOW_BYTES: Final = 256_000_000
+#: How often a worker that did not bring a key is asked for it.
+TRIES: Final = 3
 #: The share of the assumed bandwidth at which a transfer counts as one that goes on.
 _SLOWEST: Final = 0.05
 

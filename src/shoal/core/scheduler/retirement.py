@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from shoal.core.effects import INFO, WARNING
 from shoal.core.scheduler import info, scaling
-from shoal.core.scheduler.copying import Failure
+from shoal.core.scheduler.copying import TRIES, Failure
 from shoal.core.scheduler.roster import NannyRecord, WorkerRecord, WorkerState
 from shoal.core.scheduler.settings import Settings
 from shoal.core.scheduler.supervision import Supervision
@@ -30,8 +30,6 @@ from shoal.messages import AskRetirement, Close, Leave, RestartWorker, Retire, R
 _A_TURN: Final = 10_000
 #: Tasks that are looked at to learn what a key costs.
 _ANCESTORS: Final = 200
-#: How often a worker that did not bring a key is asked for it.
-_TRIES: Final = 3
 #: Keys that are named where some are lost or stay.
 _NAMED: Final = 5
 #: Slots that are remembered after they were left.
@@ -324,7 +322,7 @@ class Departures(Supervision):
         refused = departure.refused.get(task)
         return (
             worker not in (task.who_has or ())
-            and (refused is None or refused.get(worker, (0, ""))[0] < _TRIES)
+            and (refused is None or refused.get(worker, (0, ""))[0] < TRIES)
             and self.copying.has_room(worker, max(task.nbytes, 0))
         )
 

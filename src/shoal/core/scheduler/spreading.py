@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from shoal.core.scheduler.amm import MemoryManager
-from shoal.core.scheduler.copying import Failure
+from shoal.core.scheduler.copying import TRIES, Failure
 from shoal.core.scheduler.retirement import Departures
 from shoal.core.scheduler.roster import WorkerRecord
 from shoal.core.scheduler.settings import Settings
@@ -23,13 +23,15 @@ class Spread:
     ``count`` is how many copies are wanted; None where every move is known from the start (rebalance).
     """
 
-    __slots__ = ("branching", "client", "count", "failed", "left", "names", "refused", "rid")
+    __slots__ = ("branching", "client", "count", "failed", "left", "names", "refused", "rid", "why")
 
     def __init__(self, client: ClientId, rid: int, names: list[str] | None, count: int | None, branching: int) -> None:
         self.client, self.rid, self.names, self.count, self.branching = client, rid, names, count, branching
         self.left: dict[Task, None] = {}
-        self.refused: dict[Task, set[WorkerRecord]] = {}
+        self.refused: dict[Task, dict[WorkerRecord, int]] = {}
         self.failed: dict[str, str] = {}
+        #: Why the last copy did not come that did not.
+        self.why = ""
 
 
 class Spreading(Departures):
@@ -77,6 +79,7 @@ class Spreading(Departures):
                 spread.failed[key] = f"it is {what}"
             elif workers:
                 spread.left[task] = None
+                self.state.wanted_copies[task] = max(self.state.wanted_copies.get(task, 1), spread.count)
             else:
                 spread.failed[key] = f"none of the workers {message.workers} is there and takes data"
         self._start_spread(spread)
@@ -100,7 +103,9 @@ class Spreading(Departures):
         concerned: dict[Task, None] = {}
         for failure in failures:
             if failure.task in spread.left:
-                spread.refused.setdefault(failure.task, set()).add(failure.target)
+                refused = spread.refused.setdefault(failure.task, {})
+                refused[failure.target] = refused.get(failure.target, 0) + failure.blame
+                spread.why = failure.reason
                 concerned[failure.task] = None
                 if failure.broken or spread.count is None:
                     spread.failed[failure.task.key] = failure.reason
@@ -126,17 +131,17 @@ class Spreading(Departures):
             del spread.left[task]
             return
         if there >= wanted:
-            self.state.wanted_copies[task] = max(self.state.wanted_copies.get(task, 1), len(holders))
             del spread.left[task]
             return
-        refused = spread.refused.get(task, set())
-        free = [w for w in targets if w not in (task.who_has or ()) and w not in moves and w not in refused]
-        free.sort(key=lambda worker: (self.copying.projected(worker), worker.id))
+        refused = spread.refused.get(task, {})
+        free = [w for w in targets if w not in (task.who_has or ()) and w not in moves and refused.get(w, 0) < TRIES]
+        free.sort(key=lambda worker: (refused.get(worker, 0), self.copying.projected(worker), worker.id))
         for target in free[: max(0, min(wanted - there - flying, spread.branching * len(holders) - flying))]:
             self.copying.begin(task, target)
             flying += 1
         if not flying:
-            spread.failed[task.key] = f"{there} of {wanted} copies are there, and no other worker can have one"
+            why = f" ({spread.why})" if spread.why else ""
+            spread.failed[task.key] = f"{there} of {wanted} copies are there, and no other worker can have one{why}"
             del spread.left[task]
 
     def _end_spread(self, spread: Spread) -> None:
