@@ -398,3 +398,20 @@ def test_scatter_while_workers_leave() -> None:
         thread.join()
         assert client.gather(futures) == list(range(200))
         assert [len(told) for told in done] == [1, 1]
+
+
+async def _shrink(dask_scheduler: Any) -> Any:
+    told = await dask_scheduler.retire_workers(n=1)
+    with pytest.raises(UsageError, match="n must be"):
+        await dask_scheduler.retire_workers(n=-1)
+    return told, dask_scheduler.adaptive_target(), dask_scheduler.workers_to_close(target=1, attribute="name")
+
+
+def test_a_program_in_the_scheduler_retires_workers(client: Client) -> None:
+    """As plugins of managers do."""
+    told, target, idle = client.run_on_scheduler(_shrink)
+    assert len(told["retired"]) == 1
+    assert told["kept"] == told["lost"] == {}
+    assert target == 0
+    assert idle == []
+    assert len(names(client)) == 1

@@ -134,3 +134,17 @@ def test_an_object_that_lies_about_its_size_is_no_reason_to_fail() -> None:
     assert pickle.loads(pickle.dumps(Liar())) == 0
     with pytest.raises(RuntimeError):
         serialize.sizeof(Liar())
+
+
+@pytest.mark.parametrize("size", [0, 10, 100_000, 3_000_000])
+def test_bytes_travel_beside_their_pickle_once_they_are_large(size: int) -> None:
+    """Without a copy on the way out; what comes is bytes again, also out of memory that is lent."""
+    value = bytes(range(256)) * (size // 256) + b"x" * (size % 256)
+    payload = serialize.dumps(value)
+    if size >= 100_000:
+        assert [len(frame) for frame in payload.frames][1:] == [size]
+        assert payload.frames[1].obj is value
+        payload = Blob([payload.frames[0], memoryview(bytearray(payload.frames[1]))])
+    found = serialize.loads(payload)
+    assert type(found) is bytes
+    assert found == value

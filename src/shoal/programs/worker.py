@@ -77,7 +77,7 @@ from shoal.shell.executor import ThreadExecutor
 from shoal.shell.link import Identity, Link
 from shoal.shell.logs import LogKeeper
 from shoal.shell.loops import first_of, in_thread
-from shoal.shell.memory_manager import MemoryManager
+from shoal.shell.memory_manager import MemoryManager, give_back
 from shoal.shell.network import Server, dial_lasting, listen, local_address
 from shoal.shell.peers import PeerPool
 from shoal.shell.recorder import SECEDED, Recorder
@@ -409,6 +409,8 @@ class WorkerProgram:
             case Drop():
                 self.store.drop(effect.keys)
                 self.actors.drop(effect.keys)
+                if self.core.leaving:  # those of this machine that take over what it had use the memory again
+                    give_back()
             case CancelRun():
                 for pool in self._pools.values():
                     pool.cancel(effect.keys)

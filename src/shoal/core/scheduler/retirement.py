@@ -254,6 +254,8 @@ class Departures(Supervision):
                     if safe and was_asked_for:
                         departure.moved += 1
                         departure.moved_nbytes += max(task.nbytes, 0)
+                        if task.fn is not None:  # what nobody can compute again is kept for as long as may be
+                            self.state.drop_copy(task, departure.worker)
             elif task not in departure.todo:
                 departure.todo[task] = None
                 departure.line.append(task)
