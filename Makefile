@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet -c constraints.txt
 
-.PHONY: help demo test lint bench sim soak clean
+.PHONY: help demo test lint bench scaling sim soak clean
 
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -34,6 +34,9 @@ lint: .stamp-lint  ## style, types and layers
 
 soak: .stamp-test  ## ten minutes of graphs while workers are ended in every way
 	$(BIN)/python tools/soak.py --minutes 10 $(ARGS)
+
+scaling: .stamp-test  ## five minutes of growing and shrinking under load
+	$(BIN)/python tools/scaling.py --minutes 5 $(ARGS)
 
 sim: .stamp-test  ## ten thousand simulated clusters
 	$(BIN)/shoal sim --seeds 0:10000 $(ARGS)

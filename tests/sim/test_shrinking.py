@@ -54,4 +54,4 @@ def test_344_workers_go_to_one() -> None:
     assert world.counters["machines that ended late"] == 343
     assert len(world.oracle.executed) == 2000
     assert set(world.oracle.executed.values()) == {1}
-    assert world.counters["scattered data"] == 10
+    assert world.counters["scattered data"] >= 10
