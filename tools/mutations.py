@@ -1,4 +1,4 @@
-"""Break the cores one line at a time, and see that the simulator finds each.
+"""Break the cores one line at a time, and see that the simulator finds each, or the event orders that are told by hand.
 
     python tools/mutations.py [--seeds N] [--only TEXT]
 
@@ -21,6 +21,8 @@ from rich.progress import track
 from rich.table import Table
 
 SOURCE = Path(__file__).parents[1] / "src"
+TESTS = Path(__file__).parents[1] / "tests"
+BY_HAND = [TESTS / "scenarios", TESTS / "machines", TESTS / "unit" / "test_nanny_core.py"]
 STATE, SCHEDULER = "core/scheduler/state.py", "core/scheduler/reactor.py"
 ASSIGNMENT = "core/scheduler/assignment.py"
 WORKER, CLIENT = "core/worker/reactor.py", "core/client/reactor.py"
@@ -141,7 +143,14 @@ def find(mutation: tuple[str, str, str, str], seeds: int) -> str:
         environment = {**os.environ, "PYTHONPATH": directory, "PYTHONDONTWRITEBYTECODE": "1"}
         command = [sys.executable, "-c", _RUN, str(seeds)]
         done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False, timeout=600)
-        return f"seed {done.stdout.strip()}" if done.returncode == 1 and done.stdout else done.stderr.strip()[-300:]
+        if done.returncode == 1 and done.stdout:
+            return f"seed {done.stdout.strip()}"
+        if done.returncode:
+            return done.stderr.strip()[-300:]
+        command = [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", *map(str, BY_HAND)]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False, timeout=600)
+        failed = [line for line in done.stdout.splitlines() if line.startswith("FAILED")]
+        return f"test {failed[0].partition('::')[2][:110]}" if failed else ""
 
 
 def main() -> None:
@@ -155,7 +164,7 @@ def main() -> None:
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         told = pool.map(lambda mutation: find(mutation, options.seeds), chosen)
         for mutation, what in zip(track(chosen), told, strict=False):
-            good = what.startswith("seed ")
+            good = what.startswith(("seed ", "test "))
             missed += not good
             table.add_row(mutation[0], what if good else f"[red]{what or 'NOT FOUND'}[/red]")
     console = Console(width=150)

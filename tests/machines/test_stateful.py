@@ -66,6 +66,7 @@ from shoal.messages import (
     Leave,
     LongRunning,
     Missing,
+    NotCopied,
     Options,
     RegisterClient,
     RegisterWorker,
@@ -112,6 +113,8 @@ class WorkerMachine(RuleBasedStateMachine):
         #: Messages that told of copies, and in which of them each copy was told of that the scheduler counts on.
         self.announced = 0
         self.counted_on: dict[str, int] = {}
+        #: Copies that were asked for, and of which nothing was heard.
+        self.acquired: set[str] = set()
 
     def tell(self, *events: Any) -> None:
         self.now += 0.01
@@ -148,8 +151,11 @@ class WorkerMachine(RuleBasedStateMachine):
             self.taken_back -= set(message.attempts)
         elif isinstance(message, Missing):
             self.asked.append(message.key)
+        elif isinstance(message, NotCopied):
+            self.acquired.discard(message.key)
         elif isinstance(message, AddKeys | DataPut):
             self.announced += 1
+            self.acquired -= {item.key for item in message.items}
             self.counted_on.update((item.key, self.announced) for item in message.items if item.nbytes >= 0)
 
     def answered(self, key: str, attempt: int) -> None:
@@ -167,12 +173,14 @@ class WorkerMachine(RuleBasedStateMachine):
             key, self.attempts, "f", b"", list(found.values()), (0, 0, 0), True, {"R": 1} if needs else None
         )
         self.assigned[key] = self.attempts
+        self.acquired.discard(key)
         self.tell(Received("", [Compute([task], {}, {peer: [f"tcp://{peer}"] for peer in PEERS})]))
 
     @rule(freed=st.lists(keys, min_size=1, max_size=3), late=st.integers(0, 2))
     def free(self, freed: list[str], late: int = 0) -> None:
         seen = max(0, self.announced - late)
         for key in freed:
+            self.acquired.discard(key)
             if self.counted_on.get(key, 0) <= seen:
                 self.counted_on.pop(key, None)
             attempt = self.assigned.pop(key, None)
@@ -183,6 +191,7 @@ class WorkerMachine(RuleBasedStateMachine):
     @rule(acquired=st.lists(st.tuples(keys, st.lists(peers, max_size=2)), max_size=3))
     def acquire(self, acquired: list[tuple[str, list[str]]]) -> None:
         items = [Dep(key, 8, holders) for key, holders in acquired if key not in self.assigned]
+        self.acquired |= {item.key for item in items}
         self.tell(Received("", [AcquireCopies(items, 1, {peer: [f"tcp://{peer}"] for peer in PEERS})]))
 
     @rule(on=st.booleans())
@@ -287,6 +296,7 @@ class WorkerMachine(RuleBasedStateMachine):
                 break
         # Tasks whose input failed here wait for the scheduler, which takes them back.
         stuck = {key for key in self.assigned if self.waits_for_a_failure(key)}
+        assert not self.acquired, f"nothing was said of {self.acquired}, which were asked for"
         assert set(self.assigned) == stuck, f"nobody answered for {self.assigned}: {self.core.keys}"
         self.tell(Received("", [FreeKeys(KEYS, self.announced)]))
         assert not self.core.keys

@@ -574,3 +574,37 @@ def test_w18_a_worker_that_is_paused_for_good_is_replaced() -> None:
     assert "A2" in s.workers
     s.finish()
     assert s.began == {"x": 1}
+
+
+def test_a_task_that_a_thread_had_not_begun_runs_elsewhere() -> None:
+    """It was handed to a thread, which had not begun it when its worker was told to leave."""
+    s = Script("A", "B")
+    s.submit("x", on="A B")
+    s.flow()
+    (first,) = s.on("x")
+    other = "B" if first == "A" else "A"
+    s.retire(first)
+    s.flow()
+    s.ends(first, "x", "skipped")
+    s.flow()
+    assert first not in s.workers
+    assert s.runs(other) == ["x"]
+    s.finish()
+    assert [*s.answer()["retired"]] == [f"sim://{first}"]
+
+
+def test_b5_two_that_hold_the_same_go_in_the_same_moment() -> None:
+    """Neither counts on the other."""
+    s = Script("A", "B", "C")
+    s.computes("A", "x")
+    s.submit("y < x", on="B")
+    s.finish()
+    s.release("y")
+    s.flow()
+    assert sorted(s.on("x")) == ["A", "B"]
+    s.retire("A B")
+    s.flow("K>s", "s>A", "s>B")
+    s.together("A", "B")  # both have heard
+    s.finish()
+    assert s.on("x") == ["C"]
+    assert s.began["x"] == 1

@@ -8,7 +8,7 @@ from shoal.core.effects import Effect, Log, Send, Signal, Spawn, Stop
 from shoal.core.events import ChildExited, ChildFailed, ChildReady, Command, Due, LinkLost, MemorySample, Received
 from shoal.core.nanny.child import ChildState
 from shoal.core.nanny.reactor import GRACE, NannyCore
-from shoal.messages import Close, RestartWorker, WorkerDied, WorkerGaveUp
+from shoal.messages import Close, Leave, Leaving, RestartWorker, WorkerDied, WorkerGaveUp
 
 
 def acts(effects: list[Effect]) -> list[Effect]:
@@ -177,3 +177,17 @@ def test_a_lost_scheduler_ends_the_worker() -> None:
     core = NannyCore("n")
     up(core)
     assert core.handle([LinkLost("scheduler", "s", "gone")], 0.0) == [Signal(1, False)]
+
+
+def test_the_scheduler_changes_its_mind_about_leaving_and_the_owner_does_not() -> None:
+    """A nanny that was told to leave by the scheduler restarts again once that is taken back; by its owner, never."""
+    core = NannyCore("n")
+    up(core)
+    assert core.handle([Received("", [Leave(1, True)])], 1.0) == [Send("", Leaving(1))]
+    assert not core.wish_is_up
+    core.handle([Received("", [Leave(2, False)])], 2.0)
+    assert core.wish_is_up
+    core.handle([Command("leave")], 3.0)
+    core.handle([Received("", [Leave(3, True)]), Received("", [Leave(4, False)])], 4.0)
+    assert not core.wish_is_up
+    assert isinstance(acts(core.handle([exited(core)], 5.0))[-1], Stop)

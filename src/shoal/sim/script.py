@@ -232,6 +232,10 @@ class Script:
         source, _, target = line.partition(">")
         self._arrive((source, target), 1)
 
+    def together(self, *names: str) -> None:
+        """All that these have said arrives in one turn of the scheduler."""
+        self._feed(*(Received(name, list(self.lines.pop((name, "s"), ()))) for name in names))
+
     def waiting(self, line: str) -> list[Any]:
         """What is on its way."""
         source, _, target = line.partition(">")
