@@ -57,7 +57,8 @@ def loop(minutes: float, directory: str, most: int) -> dict[str, Any]:
         futures: list[Any] = []
         ends = time.monotonic() + 60 * minutes
         while time.monotonic() < ends:
-            futures += client.map(work, [directory] * 60, range(len(futures), len(futures) + 60), [0.02] * 60)
+            until(lambda: sum(future.status == "pending" for future in futures[-1000:]) < 300)  # noqa: B023
+            futures += client.map(work, [directory] * 40, range(len(futures), len(futures) + 40), [0.02] * 40)
             cluster.scale(most)
             up.append(until(lambda: names(client) == most))
             data += client.scatter([np.full(10_000, n) for n in range(len(data), len(data) + 16)], hash=False)

@@ -608,3 +608,21 @@ def test_b5_two_that_hold_the_same_go_in_the_same_moment() -> None:
     s.finish()
     assert s.on("x") == ["C"]
     assert s.began["x"] == 1
+
+
+def test_a_copy_that_a_task_needed_too_and_needs_no_longer() -> None:
+    """The task that it was on its way for is cancelled; the retirement still waits for it."""
+    s = Script("A", "B")
+    s.computes("A", "x")
+    s.submit("y < x", on="B")
+    s.flow()
+    assert s.fetches("B") == {"A": ["x"]}
+    s.retire("A")
+    s.flow()
+    s.cancel("y")
+    s.flow()
+    s.arrives("B", "A")
+    s.flow()
+    assert s.on("x") == ["B"]
+    assert [*s.answer()["retired"]] == ["sim://A"]
+    s.finish()
