@@ -68,6 +68,8 @@ class Cluster(ABC):
         self._addresses: list[str] = []
         #: Workers that the scheduler knows, by name: their address, threads and memory limit.
         self._workers: dict[str, dict[str, Any]] = {}
+        #: Names of those that are about to leave.
+        self._retiring: set[str] = set()
         self._client: Client | None = None
         self._adaptive: Adaptive | None = None
         self._lines: deque[tuple[datetime, str]] = deque(maxlen=config.log_length())
@@ -119,10 +121,14 @@ class Cluster(ABC):
         elif action == "remove-worker":
             self._workers.pop(msg["name"], None)
             self._left(msg["name"], msg)
+            self._retiring.discard(msg["name"])
+        elif action == "retiring":
+            self._retiring.add(msg["name"])
         elif action == "retired":
             seconds = f"{msg['keys_moved']} keys ({msg['bytes_moved']:,} bytes) moved in {msg['seconds']:.2f} s"
             self._note(f"worker {msg['name']} retired: {msg['reason']}; {seconds}")
         elif action == "could-not-retire":
+            self._retiring.discard(msg["name"])
             self._note(f"worker {msg['name']} could not retire: {msg['why']}", logging.WARNING)
 
     def _left(self, name: str, told: dict[str, Any]) -> None:  # noqa: B027

@@ -24,6 +24,8 @@ from shoal.security import Security
 
 #: Starts of one worker that may fail in a row before it is given up, and the pauses between (seconds).
 _TRIES = 5
+#: Hundredths of a second that it may take to hear why a worker left.
+_DECIDED = 500
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 30.0
 
 
@@ -160,6 +162,8 @@ class SpecCluster(Cluster):
         #: How often in a row the start of a worker failed, and who waits before it is tried again.
         self._failed: dict[Any, int] = {}
         self._resting: set[Any] = set()
+        #: Those that are being scaled down: not to be replaced when they have ended.
+        self._going: set[Any] = set()
         self._watchers: dict[Any, asyncio.Task[Any]] = {}
         if not asynchronous:
             get_loop_thread().sync(self._start())
@@ -186,7 +190,8 @@ class SpecCluster(Cluster):
             if self.status not in ("starting", "running"):
                 return
             surplus = {name: self.workers.pop(name) for name in tuple(self.workers) if name not in self.worker_spec}
-            missing = [n for n in self.worker_spec if n not in self.workers and n not in self._resting]
+            waiting = self._resting | self._going
+            missing = [name for name in self.worker_spec if name not in self.workers and name not in waiting]
             made = {}
             for name in missing:
                 try:
@@ -255,6 +260,11 @@ class SpecCluster(Cluster):
 
     async def _after(self, name: Any, worker: Any) -> None:
         await self._end(name, worker)
+        # One that retired may be known to have ended before it is known who wanted it to: whether it is to come back.
+        for _ in range(_DECIDED):
+            if name not in self._going and not self._names_of(name) & self._retiring:
+                break
+            await asyncio.sleep(0.01)
         if name in self.worker_spec and self.status == "running":
             why = getattr(getattr(worker, "program", None), "reason", "") or getattr(worker, "reason", "")
             self._note(f"worker {name} has ended and is replaced{f': {why}' if why else ''}", logging.WARNING)
@@ -412,6 +422,14 @@ class SpecCluster(Cluster):
         named = [name for name in names if name in self.worker_spec]
         if not named:
             return
+        self._going.update(named)
+        try:
+            await self._retire(named, reason)
+        finally:
+            self._going.difference_update(named)
+        await self._correct()
+
+    async def _retire(self, named: list[Any], reason: str) -> None:
         registered = {one for name in named for one in self._names_of(name)}
         kept: set[str] = set()
         there = registered & self._workers.keys()
@@ -421,7 +439,6 @@ class SpecCluster(Cluster):
         for name in named:
             if not (self._names_of(name) & kept):
                 self.worker_spec.pop(name, None)
-        await self._correct()
 
     async def _needless(self, target: int, key: Any) -> list[Any]:
         found = await super()._needless(target, key)

@@ -57,8 +57,9 @@ def plant(imports: Sequence[str]) -> tuple[socket.socket, int]:
 def serve(asking: socket.socket, imports: Sequence[str]) -> None:
     """Serve until nobody asks any more."""
     die_with_parent()
-    for number in (signal.SIGTERM, signal.SIGINT):  # whoever ends all of a machine's processes ends workers first
-        signal.signal(number, signal.SIG_IGN)
+    # Whoever ends all processes of a machine ends the workers with it. What is blocked here is not lost for those that
+    # are forked: it waits until they are ready for it.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
     for name in imports:
         importlib.import_module(name)
     gc.collect()

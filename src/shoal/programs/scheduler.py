@@ -38,6 +38,10 @@ from shoal.shell.serialize import event_of
 logger = logging.getLogger("shoal.scheduler")
 
 
+#: Seconds between two looks at whether the process of a worker is there whose connection broke.
+_PROBE = 0.5
+
+
 def settings() -> Settings:
     """The scheduler's settings, from the configuration."""
     d, s = "distributed.scheduler.", "shoal.scheduler."
@@ -183,10 +187,15 @@ class SchedulerProgram:
             self._spawn(self._probe(link))
 
     async def _probe(self, link: Link) -> None:
-        """A worker whose process is gone will not come back: nobody listens where it did."""
-        worker = self.core.state.workers.get(WorkerId(link.peer_id))
-        if worker is not None and await is_refused(worker.addresses) and link.cut:
-            link.close("its process is gone")
+        """A worker whose process is gone will not come back: nobody listens where it did, now or in a while."""
+        while link.cut:
+            worker = self.core.state.workers.get(WorkerId(link.peer_id))
+            if worker is None:
+                return
+            if await is_refused(worker.addresses) and link.cut:
+                link.close("its process is gone")
+                return
+            await asyncio.sleep(_PROBE)
 
     def _on_open(self, link: Link) -> None:
         known = self.links.get(link.peer_id)

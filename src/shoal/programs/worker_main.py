@@ -48,7 +48,7 @@ def become(descriptors: Sequence[int], env: dict[str, str] | None = None) -> NoR
         os.dup2(stderr, 2)
         signal.set_wakeup_fd(-1)
         for number in signal.valid_signals():
-            if callable(signal.getsignal(number)) or number is signal.SIGTERM:
+            if callable(signal.getsignal(number)):
                 signal.signal(number, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())

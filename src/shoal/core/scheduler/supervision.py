@@ -72,6 +72,9 @@ class Supervision(Fleet):
                 self._answer_calls(self.calls.answered(peer, message))
             case Bye():
                 self._remove_nanny(nanny, "the nanny closed")
+                worker = state.by_slot.get(nanny.id)
+                if worker is not None:  # its process ended before the nanny had heard who it is
+                    self._remove_worker(worker, "its nanny closed", expected=True)
             case _:
                 assert_never(message)
 
