@@ -272,6 +272,31 @@ def test_sigterm_to_a_worker_command(nanny: str, tmp_path: Path) -> None:
             assert process.wait(20) == 0
 
 
+def test_one_of_several_workers_of_a_command_leaves(tmp_path: Path) -> None:
+    """The others go on."""
+    file = tmp_path / "scheduler.json"
+    scheduler = subprocess.Popen([*COMMAND, "scheduler", "--port", "0", "--scheduler-file", str(file)])
+    until(file.exists)
+    options = ["--scheduler-file", str(file), "--nthreads", "1", "--nworkers", "2", "--name", "w"]
+    workers = subprocess.Popen([*COMMAND, "worker", *options])
+    try:
+        with Client(json.loads(file.read_text())["address"]) as client:
+            client.wait_for_workers(2, timeout=30)
+            data = client.scatter(np.arange(1000), workers=["w-0"])
+            assert len(client.retire_workers("w-0")) == 1
+            time.sleep(0.5)
+            assert workers.poll() is None
+            assert names(client) == ["w-1"]
+            assert int(data.result().sum()) == 499500
+            client.retire_workers("w-1", force=True)
+            assert workers.wait(20) == 0
+    finally:
+        for process in (workers, scheduler):
+            if process.poll() is None:
+                process.send_signal(signal.SIGTERM)
+            assert process.wait(20) == 0
+
+
 def test_sigterm_to_a_worker_process_alone(client: Client) -> None:
     """It retires, and its nanny starts another."""
     address, info = next(iter(client.scheduler_info()["workers"].items()))
