@@ -626,3 +626,24 @@ def test_a_copy_that_a_task_needed_too_and_needs_no_longer() -> None:
     assert s.on("x") == ["B"]
     assert [*s.answer()["retired"]] == ["sim://A"]
     s.finish()
+
+
+def test_r7_its_time_was_over_long_ago_and_now_it_is_to_go_for_good() -> None:
+    """It waits for a running task; its nanny, asked only now, has the whole time to answer."""
+    s = Script("B")
+    s.nanny("N")
+    s.join("A", slot="N")
+    s.flow()
+    s.submit("x", on="A")
+    s.flow()
+    s.says("A", AskRetirement("its time is over", None, True))
+    s.flow()
+    s.later(100.0)
+    s.retire("A")
+    s.flow()
+    assert s.scheduler.departures
+    s.says("N", Leaving(leave_number(s, "N")))
+    s.ends("A", "x")
+    s.finish()
+    assert [*s.answer()["retired"]] == ["sim://A"]
+    assert s.on("x") == ["B"]

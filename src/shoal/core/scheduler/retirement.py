@@ -43,8 +43,8 @@ class Departure:
 
     __slots__ = (
         "began", "broken", "callers", "close", "flushed", "flying", "force", "heard", "line", "moved",
-        "moved_nbytes", "nanny_heard", "nanny_number", "number", "patience", "rank", "reason", "refused", "remove",
-        "restart", "scan", "stuck", "todo", "worker",
+        "moved_nbytes", "nanny_asked", "nanny_heard", "nanny_number", "number", "patience", "rank", "reason",
+        "refused", "remove", "restart", "scan", "stuck", "todo", "worker",
     )  # fmt: skip
 
     def __init__(self, worker: WorkerRecord, reason: str, now: float) -> None:
@@ -57,6 +57,7 @@ class Departure:
         #: The orders to leave that the worker and its nanny were given last, and whether they said that they heard.
         self.number = self.nanny_number = 0
         self.heard = self.nanny_heard = False
+        self.nanny_asked = now
         #: What it holds and nobody has looked at, the most precious last.
         self.scan: list[Task] = []
         #: Keys that no worker holds which stays, and those of them that nobody was asked to copy, in order.
@@ -181,6 +182,7 @@ class Departures(Supervision):
         if nanny is not None:
             self._number += 1
             departure.nanny_number, departure.nanny_heard = self._number, False
+            departure.nanny_asked = self.state.now
             self._say(nanny.id, Leave(self._number, True, departure.reason))
 
     def _by_worth(self, departure: Departure) -> list[Task]:
@@ -338,7 +340,7 @@ class Departures(Supervision):
             return False
         if departure.broken and not departure.force:
             return True
-        if not departure.nanny_heard and now >= departure.began + self.settings.move_timeout:
+        if not departure.nanny_heard and now >= departure.nanny_asked + self.settings.move_timeout:
             departure.broken = f"its nanny has not answered for {self.settings.move_timeout:g} s"
             return True
         if not departure.heard:
@@ -421,7 +423,7 @@ class Departures(Supervision):
             if departure.heard and departure.worker.n_long_running and not self.state.running_nthreads:
                 due.append(max(departure.began + self.settings.move_timeout, self.state.now + 1.0))
             if not departure.nanny_heard:
-                due.append(departure.began + self.settings.move_timeout)
+                due.append(departure.nanny_asked + self.settings.move_timeout)
             if not departure.heard:
                 due.append(departure.began + (self.settings.worker_ttl or _DEAF))
             if departure.stuck is not None:
