@@ -60,6 +60,8 @@ class Copying:
         self.moves: dict[Task, dict[WorkerRecord, Move]] = {}
         #: How often a worker was given up that brought nothing.
         self.timeouts = 0
+        #: How many moves are over: each leaves room for another.
+        self.ended = 0
         self._targets: dict[WorkerRecord, None] = {}
         self._failures: list[Failure] = []
 
@@ -106,6 +108,7 @@ class Copying:
 
     def _end(self, move: Move) -> None:
         task, target = move.task, move.target
+        self.ended += 1
         of_task = self.moves[task]
         del of_task[target], target.incoming[task]
         if not of_task:

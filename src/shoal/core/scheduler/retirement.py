@@ -105,6 +105,9 @@ class Departures(Supervision):
         self._number = 0
         #: Whether there is more to do than was done in this turn.
         self._more = False
+        #: Whether copies may be begun that could not be before, and how many moves were over when that was tried last.
+        self._may_begin = False
+        self._ended = 0
 
     # -------------------------------------------------------------------------------------------- beginning
 
@@ -201,6 +204,7 @@ class Departures(Supervision):
         if departure is not None:
             departure.heard |= departure.number == number
             departure.nanny_heard |= departure.nanny_number == number
+            self._may_begin = True
 
     # -------------------------------------------------------------------------------------------- the turn
 
@@ -225,13 +229,15 @@ class Departures(Supervision):
             self._look_at(task)
         for departure in tuple(self.departures.values()):
             self._scan(departure)
-        self._begin_copies()
+        if self._may_begin or self._more or self.copying.ended != self._ended:
+            self._may_begin, self._ended = False, self.copying.ended
+            self._begin_copies()
         stuck = [d for d in tuple(self.departures.values()) if self._advance(d, now)]
         if stuck:
             # One that stays may take what the others hold: the one that has most to give away.
             last = max(stuck, key=lambda d: (d.endangered_nbytes, len(d.todo), d.worker.id))
             self._keep(last, last.broken or self._why_stuck(last))
-            self._more = True
+            self._more = self._may_begin = True
 
     def _on_failure(self, failure: Failure) -> None:
         for departure in self.departures.values():
@@ -241,6 +247,7 @@ class Departures(Supervision):
                     refused = departure.refused.setdefault(failure.task, {})
                     refused[failure.target] = (refused.get(failure.target, (0, ""))[0] + 1, failure.reason)
                 departure.line.appendleft(failure.task)
+                self._may_begin = True
                 if failure.broken:
                     departure.broken = f"{failure.task.key!r} cannot be moved: {failure.reason}"
 
@@ -261,6 +268,7 @@ class Departures(Supervision):
             elif task not in departure.todo:
                 departure.todo[task] = None
                 departure.line.append(task)
+                self._may_begin = True
 
     def _scan(self, departure: Departure) -> None:
         """Look at what a worker that is to go held from the start."""
@@ -271,6 +279,7 @@ class Departures(Supervision):
             if departure.worker in holders and task not in departure.todo and not any(w.stays for w in holders):
                 departure.todo[task] = None
                 departure.line.append(task)
+                self._may_begin = True
         self._more |= bool(scan)
 
     def _begin_copies(self) -> None:
@@ -302,7 +311,8 @@ class Departures(Supervision):
                 if task in copying.moves:
                     departure.flying[task] = None
                 line.popleft()
-        self._more |= not left
+        if not left:
+            self._more = self._may_begin = True
 
     def _pick(self, targets: list[Any], task: Task, departure: Departure) -> WorkerRecord | None:
         """Take the emptiest worker that may have a copy of ``task`` off the heap."""
@@ -388,6 +398,7 @@ class Departures(Supervision):
         workers = self.state.workers.values()
         if self._may_be_had(task, departure):
             self._more |= any(w.running and self.copying.has_window(w) for w in workers)
+            self._may_begin |= self._more
             departure.stuck = None
             return False
         if not any(w.state is WorkerState.PAUSED and self._may_have(w, task, departure) for w in workers):
@@ -515,6 +526,7 @@ class Departures(Supervision):
         worker = self.state.by_slot.get(nanny.id)
         departure = self.departures.get(worker) if worker is not None else None
         if departure is not None:
+            self._may_begin = True
             departure.nanny_heard = True  # nobody is there who could start another worker
 
     def _leave_slot(self, slot: SlotId, reason: str) -> None:
