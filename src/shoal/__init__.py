@@ -40,6 +40,12 @@ if TYPE_CHECKING:
     from shoal.programs.nannies import Nanny as Nanny
     from shoal.programs.servers import Scheduler as Scheduler
     from shoal.security import Security as Security
+    from shoal.sync.boxes import Event as Event
+    from shoal.sync.boxes import Queue as Queue
+    from shoal.sync.boxes import Variable as Variable
+    from shoal.sync.locks import Lock as Lock
+    from shoal.sync.locks import MultiLock as MultiLock
+    from shoal.sync.locks import Semaphore as Semaphore
 
 _EXPORTS = {
     "ActiveMemoryManagerPolicy": "shoal.core.scheduler.amm",
@@ -77,6 +83,12 @@ _EXPORTS = {
     "UploadDirectory": "shoal.plugins.builtin",
     "Environ": "shoal.plugins.builtin",
     "wait": "shoal.client.waiting",
+    "Event": "shoal.sync.boxes",
+    "Queue": "shoal.sync.boxes",
+    "Variable": "shoal.sync.boxes",
+    "Lock": "shoal.sync.locks",
+    "MultiLock": "shoal.sync.locks",
+    "Semaphore": "shoal.sync.locks",
 }
 __all__ = [
     "ActiveMemoryManagerPolicy",
@@ -87,21 +99,27 @@ __all__ = [
     "CondaInstall",
     "DumpArtefact",
     "Environ",
+    "Event",
     "Future",
     "InstallPlugin",
     "KilledWorker",
     "LocalCluster",
+    "Lock",
+    "MultiLock",
     "Nanny",
     "NannyPlugin",
     "PipInstall",
     "ProcessInterface",
+    "Queue",
     "Reschedule",
     "Scheduler",
     "SchedulerPlugin",
     "Security",
+    "Semaphore",
     "SpecCluster",
     "UploadDirectory",
     "UploadFile",
+    "Variable",
     "Worker",
     "WorkerPlugin",
     "as_completed",

@@ -392,6 +392,38 @@ class ManageMemory(Message):
     what: str
 
 
+class Meet(Message):
+    """What clients do with each other by way of the scheduler; ``what`` is one of ``core/scheduler/meeting.py``.
+
+    ``payload`` is a value that is left there, with ``keys`` of the futures inside of it.
+    """
+
+    rid: int
+    what: str
+    name: str
+    args: dict[str, Any]
+    payload: Any = None
+    keys: list[str] = msgspec.field(default_factory=list)
+
+
+class Refresh(Message):
+    """The client still holds these leases."""
+
+    leases: list[str]
+
+
+class Took(Message):
+    """The client wants the futures that it was given with the answer to this request."""
+
+    rid: int
+
+
+class Withdraw(Message):
+    """The client does not wait for the answer to this request any more."""
+
+    rid: int
+
+
 class Shutdown(Message):
     """Close the workers, then the scheduler."""
 
@@ -416,6 +448,10 @@ FromClient = (
     | Replicate
     | Rebalance
     | ManageMemory
+    | Meet
+    | Refresh
+    | Took
+    | Withdraw
     | Shutdown
     | Bye
 )

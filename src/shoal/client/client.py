@@ -14,8 +14,8 @@ from shoal.client.actor import MakeActor
 from shoal.client.future import Future, failure_of
 from shoal.client.graphs import finalized, graph_tasks, persisted
 from shoal.client.packing import name_of, options_of, own, pack_calls
-from shoal.client.questions import Questions
 from shoal.client.shapes import MISSING, fill, find_futures, flatten, reshape
+from shoal.client.sharing import Sharing
 from shoal.core.client.future import FutureRecord
 from shoal.errors import UsageError
 from shoal.ids import key_from_wire, key_to_wire
@@ -26,7 +26,7 @@ logger = logging.getLogger("shoal.client")
 T = TypeVar("T")
 
 
-class Client(Questions):
+class Client(Sharing):
     """Connect to a cluster and submit work to it.
 
     Parameters
@@ -259,6 +259,9 @@ class Client(Questions):
 
     def _future(self, wire: str) -> Future:
         return Future(key_from_wire(wire), self, self._connection.record(wire))
+
+    def _future_of(self, wire: str) -> Future:
+        return Future(key_from_wire(wire), self)
 
     def _adopt(self, key: Any) -> FutureRecord:
         """The record of a key that was not submitted here: the scheduler is asked how it stands."""

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from time import monotonic
 from typing import Any
 
@@ -15,7 +15,7 @@ from shoal.core.client.reactor import ClientCore
 from shoal.core.effects import Answered, Effect, EventLogged, Log, Registered, Send, Settled
 from shoal.core.events import Event, LinkLost, Received, Released, Said
 from shoal.errors import ClosedClientError, LinkError, SerializationError, TaskError, UsageError
-from shoal.messages import Bye, PutData, Query, RegisterClient, ToClient, ToPeer
+from shoal.messages import Bye, Meet, PutData, Query, Refresh, RegisterClient, ToClient, Took, ToPeer, Withdraw
 from shoal.shell.driver import Driver
 from shoal.shell.link import Identity, Link
 from shoal.shell.network import dial_lasting
@@ -61,6 +61,9 @@ class Connection:
         self._todo: deque[Event] = deque()
         self._woken = False
         self._answers: dict[int, asyncio.Future[Any]] = {}
+        #: Leases that are held here, and what will say so.
+        self.leases: dict[str, None] = {}
+        self._refreshing: asyncio.TimerHandle | None = None
         self._rid = 0
 
     @property
@@ -266,6 +269,70 @@ class Connection:
         async with asyncio.timeout(timeout):
             return await future
 
+    async def meet(
+        self,
+        what: str,
+        name: str,
+        *,
+        payload: Any = None,
+        keys: Sequence[str] = (),
+        undo: Callable[[Any], None] | None = None,
+        **args: Any,
+    ) -> tuple[int, Any]:
+        """Ask the scheduler for something that clients do with each other; return the request's number and its answer.
+
+        ``undo`` is called with the answer if it comes when nobody waits for it any more.
+
+        Raises
+        ------
+        UsageError
+            If the scheduler refused it, with its words.
+        ClosedClientError
+            If the link closes first.
+        """
+        self.check_open()
+        self._rid += 1
+        rid = self._rid
+        future = self._answers[rid] = self.loop.create_future()
+        self._drain()
+        self._driver.push(Said(Meet(rid, what, name, args, payload, list(keys))))
+        try:
+            return rid, await asyncio.shield(future)
+        except asyncio.CancelledError:
+
+            def answered(future: asyncio.Future[Any]) -> None:
+                if not future.cancelled() and future.exception() is None and undo is not None:
+                    undo((rid, future.result()))
+
+            if not self.closed:
+                self.say(Withdraw(rid))
+            future.add_done_callback(answered)
+            raise
+
+    def say_meet(self, what: str, name: str, *, payload: Any = None, keys: Sequence[str] = (), **args: Any) -> None:
+        """As :meth:`meet`, where nobody waits for the answer."""
+        self._rid += 1
+        self.say(Meet(self._rid, what, name, args, payload, list(keys)))
+
+    def took(self, rid: int) -> None:
+        """The futures that came with the answer to this request are wanted here now, or never will be."""
+        if not self.closed:
+            self.say(Took(rid))
+
+    # -------------------------------------------------------------------------------------------- leases
+
+    def hold(self, lease: str, seconds: float) -> None:
+        """Say every now and then that this lease is held, which is good for so many seconds at a time."""
+        self.leases[lease] = None
+        if self._refreshing is None:
+            self._refreshing = self.loop.call_later(seconds / 5, self._refresh, seconds)
+
+    def _refresh(self, seconds: float) -> None:
+        self._refreshing = None
+        if self.leases and not self.closed:
+            self.say(Refresh(list(self.leases)))
+            self._refreshing = self.loop.call_later(seconds / 5, self._refresh, seconds)
+
     async def ask(self, what: str, **args: Any) -> Any:
         """Ask the scheduler a question of ``core/scheduler/info.py``."""
         return await self.request(lambda rid: Query(rid, what, args))
@@ -370,6 +437,8 @@ class Connection:
         if self.core.closed:
             return
         self._drain()
+        if self._refreshing is not None:
+            self._refreshing.cancel()
         if self._link is not None:
             self._link.send(Bye(reason))
             self._link.close(reason)

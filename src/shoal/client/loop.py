@@ -46,7 +46,12 @@ class LoopThread:
         if threading.current_thread() is self._thread:
             coroutine.close()
             raise RuntimeError("a blocking call was made on the event loop; await the asynchronous form instead")
-        return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(timeout)
+        future = asyncio.run_coroutine_threadsafe(coroutine, self.loop)
+        try:
+            return future.result(timeout)
+        except BaseException:
+            future.cancel()  # nobody waits for it any more, if this thread was interrupted
+            raise
 
 
 def get_loop_thread() -> LoopThread:

@@ -67,6 +67,11 @@ def settings() -> Settings:
         move_timeout=config.seconds(config.get(s + "move-timeout", 30.0), s + "move-timeout") or 30.0,
         fill=float(config.get(s + "fill", 0.8)),
         paused_timeout=config.seconds(config.get(s + "paused-timeout", 300.0), s + "paused-timeout"),
+        lease_timeout=config.seconds(config.get(d + "locks.lease-timeout", 30.0), d + "locks.lease-timeout") or 30.0,
+        lease_check=config.seconds(
+            config.get(d + "locks.lease-validation-interval", 10.0), d + "locks.lease-validation-interval"
+        )
+        or 10.0,
         idle_timeout=config.seconds(config.get(d + "idle-timeout", None), d + "idle-timeout"),
         amm_running=bool(config.get(amm + "start", True)),
         amm_interval=config.seconds(config.get(amm + "interval", 2.0), amm + "interval") or 2.0,

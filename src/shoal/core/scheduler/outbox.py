@@ -49,6 +49,8 @@ class Outbox:
         for peer in self._speakers:
             if isinstance(peer, WorkerRecord):
                 self.flush_free(peer)
+            elif not peer.remote:
+                peer.out.clear()
             effects.extend(Send(peer.id, message) for message in peer.out)
             peer.out.clear()
         self._speakers.clear()

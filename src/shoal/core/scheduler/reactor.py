@@ -24,9 +24,9 @@ from shoal.core.events import (
 )
 from shoal.core.scheduler import explain, info
 from shoal.core.scheduler.invariants import check
+from shoal.core.scheduler.meeting import Meeting
 from shoal.core.scheduler.roster import ClientRecord, FunctionRecord
 from shoal.core.scheduler.settings import Settings
-from shoal.core.scheduler.spreading import Spreading
 from shoal.core.scheduler.task import ACTIVE, Task, TaskState
 from shoal.errors import ShoalError
 from shoal.ids import ClientId, SlotId, WorkerId
@@ -42,8 +42,10 @@ from shoal.messages import (
     KeysCancelled,
     LogEvent,
     ManageMemory,
+    Meet,
     Query,
     Rebalance,
+    Refresh,
     RegisterClient,
     RegisterPlugin,
     Replicate,
@@ -54,13 +56,15 @@ from shoal.messages import (
     Shutdown,
     Submit,
     Subscribe,
+    Took,
     Unwant,
     Want,
     Warned,
+    Withdraw,
 )
 
 
-class SchedulerCore(Spreading):
+class SchedulerCore(Meeting):
     """All decisions of the scheduler.
 
     Parameters
@@ -112,6 +116,7 @@ class SchedulerCore(Spreading):
         self._check_idle(now)
         state.settle()
         self._step_copies(now)
+        self._step_meetings(now)
         state.settle()
         self.balancer.step(now)
         if state.watched:
@@ -129,7 +134,9 @@ class SchedulerCore(Spreading):
         """When :meth:`handle` is to be called even if nothing happens."""
         due = [restart.deadline for restart in self.restarts]
         due += [at for at in (self._ttl_check, self._strand_check(), self.balancer.deadline()) if at is not None]
-        due += [at for at in (self._copies_due(self.state.now), self._idle_check) if at is not None]
+        due += [
+            at for at in (self._copies_due(self.state.now), self._idle_check, self._meetings_due()) if at is not None
+        ]
         return min(due, default=None)
 
     def _check_idle(self, now: float) -> None:
@@ -249,6 +256,14 @@ class SchedulerCore(Spreading):
                 self._on_rebalance(client.id, message)
             case ManageMemory():
                 self._on_manage(client.id, message)
+            case Meet():
+                self._on_meet(client.id, message)
+            case Refresh():
+                self._on_refresh(client.id, message.leases)
+            case Took():
+                self.boxes.took(client.id, message.rid)
+            case Withdraw():
+                self.room.withdraw(client.id, message.rid)
             case Shutdown():
                 self._on_shutdown(client, message)
             case Bye():
@@ -324,6 +339,7 @@ class SchedulerCore(Spreading):
         client.out.clear()
         self.calls.client_lost(client.id)
         self.topics.client_lost(client.id)
+        self._meeting_lost(client.id)
         self.topics.log(["all", client.id], {"action": "remove-client", "client": client.id})
         self._notify("remove_client", client.id)
 

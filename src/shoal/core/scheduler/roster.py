@@ -187,11 +187,13 @@ class WorkerRecord:
 class ClientRecord:
     """One client."""
 
-    __slots__ = ("functions", "id", "name", "out", "wants", "wish")
+    __slots__ = ("functions", "id", "name", "out", "remote", "wants", "wish")
 
-    def __init__(self, id: ClientId, name: str = "") -> None:
+    def __init__(self, id: ClientId, name: str = "", remote: bool = True) -> None:
         self.id = id
         self.name = name
+        #: Whether it is a client at all, and not the scheduler itself, which keeps what others left with it.
+        self.remote = remote
         self.wants: dict[Task, None] = {}
         #: The last of its wishes that was heard.
         self.wish = 0

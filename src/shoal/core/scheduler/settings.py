@@ -8,7 +8,8 @@ class Settings:
 
     __slots__ = (
         "allowed_failures", "amm_interval", "amm_running", "backlog", "bandwidth", "durations", "epoch",
-        "events_keep", "events_length", "fill", "heartbeat_interval", "idle_timeout", "move_timeout",
+        "events_keep", "events_length", "fill", "heartbeat_interval", "idle_timeout", "lease_check", "lease_timeout",
+        "move_timeout",
         "no_workers_timeout", "paused_timeout", "rebalance", "saturation", "story_length", "stream_length",
         "unknown_duration", "validate", "worker_ttl",
     )  # fmt: skip
@@ -37,6 +38,8 @@ class Settings:
         rebalance: tuple[float, float, float] = (0.3, 0.6, 0.1),
         idle_timeout: float | None = None,
         paused_timeout: float | None = None,
+        lease_timeout: float = 30.0,
+        lease_check: float = 10.0,
     ) -> None:
         self.allowed_failures = allowed_failures
         self.saturation = saturation
@@ -65,3 +68,5 @@ class Settings:
         self.idle_timeout = idle_timeout
         #: Seconds for which a worker may take no tasks before it is replaced.
         self.paused_timeout = paused_timeout
+        #: Seconds without a word of its client after which a lease is taken back, and between two looks at that.
+        self.lease_timeout, self.lease_check = lease_timeout, lease_check

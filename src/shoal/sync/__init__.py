@@ -1,0 +1,1 @@
+"""What programs on a cluster meet at: locks, semaphores, events, queues, variables."""
