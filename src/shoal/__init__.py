@@ -5,6 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from builtins import TimeoutError as TimeoutError
+    from concurrent.futures import CancelledError as CancelledError
+
     from shoal.client.actor import Actor as Actor
     from shoal.client.actor import ActorFuture as ActorFuture
     from shoal.client.client import Client as Client
@@ -12,10 +15,13 @@ if TYPE_CHECKING:
     from shoal.client.current import get_client as get_client
     from shoal.client.current import get_worker as get_worker
     from shoal.client.dump import DumpArtefact as DumpArtefact
+    from shoal.client.executor import ClientExecutor as ClientExecutor
     from shoal.client.future import Future as Future
     from shoal.client.inside import rejoin as rejoin
     from shoal.client.inside import secede as secede
     from shoal.client.inside import worker_client as worker_client
+    from shoal.client.keeping import fire_and_forget as fire_and_forget
+    from shoal.client.keeping import futures_of as futures_of
     from shoal.client.questions import get_task_stream as get_task_stream
     from shoal.client.rpc import rpc as rpc
     from shoal.client.waiting import as_completed as as_completed
@@ -48,41 +54,46 @@ if TYPE_CHECKING:
     from shoal.sync.locks import Semaphore as Semaphore
 
 _EXPORTS = {
-    "ActiveMemoryManagerPolicy": "shoal.core.scheduler.amm",
-    "Adaptive": "shoal.deploy.adaptive",
-    "ProcessInterface": "shoal.deploy.spec",
-    "SpecCluster": "shoal.deploy.spec",
+    "TimeoutError": "builtins",
+    "CancelledError": "concurrent.futures",
     "Actor": "shoal.client.actor",
     "ActorFuture": "shoal.client.actor",
     "Client": "shoal.client.client",
-    "DumpArtefact": "shoal.client.dump",
-    "Future": "shoal.client.future",
-    "KilledWorker": "shoal.errors",
-    "LocalCluster": "shoal.deploy.local",
-    "Nanny": "shoal.programs.nannies",
-    "Reschedule": "shoal.errors",
-    "Scheduler": "shoal.programs.servers",
-    "Security": "shoal.security",
-    "Worker": "shoal.programs.joining",
-    "as_completed": "shoal.client.waiting",
     "default_client": "shoal.client.current",
     "get_client": "shoal.client.current",
-    "get_task_stream": "shoal.client.questions",
     "get_worker": "shoal.client.current",
+    "DumpArtefact": "shoal.client.dump",
+    "ClientExecutor": "shoal.client.executor",
+    "Future": "shoal.client.future",
     "rejoin": "shoal.client.inside",
-    "rpc": "shoal.client.rpc",
     "secede": "shoal.client.inside",
     "worker_client": "shoal.client.inside",
-    "WorkerPlugin": "shoal.plugins.base",
+    "fire_and_forget": "shoal.client.keeping",
+    "futures_of": "shoal.client.keeping",
+    "get_task_stream": "shoal.client.questions",
+    "rpc": "shoal.client.rpc",
+    "as_completed": "shoal.client.waiting",
+    "wait": "shoal.client.waiting",
+    "ActiveMemoryManagerPolicy": "shoal.core.scheduler.amm",
+    "Adaptive": "shoal.deploy.adaptive",
+    "LocalCluster": "shoal.deploy.local",
+    "ProcessInterface": "shoal.deploy.spec",
+    "SpecCluster": "shoal.deploy.spec",
+    "KilledWorker": "shoal.errors",
+    "Reschedule": "shoal.errors",
     "NannyPlugin": "shoal.plugins.base",
     "SchedulerPlugin": "shoal.plugins.base",
+    "WorkerPlugin": "shoal.plugins.base",
+    "CondaInstall": "shoal.plugins.builtin",
+    "Environ": "shoal.plugins.builtin",
     "InstallPlugin": "shoal.plugins.builtin",
     "PipInstall": "shoal.plugins.builtin",
-    "CondaInstall": "shoal.plugins.builtin",
-    "UploadFile": "shoal.plugins.builtin",
     "UploadDirectory": "shoal.plugins.builtin",
-    "Environ": "shoal.plugins.builtin",
-    "wait": "shoal.client.waiting",
+    "UploadFile": "shoal.plugins.builtin",
+    "Worker": "shoal.programs.joining",
+    "Nanny": "shoal.programs.nannies",
+    "Scheduler": "shoal.programs.servers",
+    "Security": "shoal.security",
     "Event": "shoal.sync.boxes",
     "Queue": "shoal.sync.boxes",
     "Variable": "shoal.sync.boxes",
@@ -95,7 +106,9 @@ __all__ = [
     "Actor",
     "ActorFuture",
     "Adaptive",
+    "CancelledError",
     "Client",
+    "ClientExecutor",
     "CondaInstall",
     "DumpArtefact",
     "Environ",
@@ -117,6 +130,7 @@ __all__ = [
     "Security",
     "Semaphore",
     "SpecCluster",
+    "TimeoutError",
     "UploadDirectory",
     "UploadFile",
     "Variable",
@@ -124,6 +138,8 @@ __all__ = [
     "WorkerPlugin",
     "as_completed",
     "default_client",
+    "fire_and_forget",
+    "futures_of",
     "get_client",
     "get_task_stream",
     "get_worker",

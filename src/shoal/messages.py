@@ -122,13 +122,17 @@ class Options(Item):
 
 
 class TaskSpec(Item):
-    """One task as a client submits it. ``fn`` names a function sent before, or is empty for a graph node."""
+    """One task as a client submits it. ``fn`` names a function sent before, or is empty for a graph node.
+
+    ``options`` are those of this task, where they are not those of all.
+    """
 
     key: str
     fn: str
     payload: Any
     deps: list[str]
     order: int = 0
+    options: Options | None = None
 
 
 class Dep(Item):
@@ -251,8 +255,17 @@ class RegisterClient(Message):
     name: str = ""
 
 
+class FireAndForget(Message):
+    """Run these to their end, whoever lets go of them."""
+
+    keys: list[str]
+
+
 class Submit(Message):
     """Tasks, and those of their keys that the client wants.
+
+    ``fifo`` is in seconds: a submission that comes so soon after the one before is of the same age, as
+    far as the order of tasks goes.
 
     ``wish`` counts what a client wished for: news that were sent before the scheduler had heard of a wish say nothing
     about it, and are told again after it.
@@ -263,6 +276,7 @@ class Submit(Message):
     options: Options
     wants: list[str]
     wish: int = 0
+    fifo: float = 0.0
 
 
 class Want(Message):
@@ -433,6 +447,7 @@ class Shutdown(Message):
 FromClient = (
     RegisterClient
     | Submit
+    | FireAndForget
     | Want
     | Unwant
     | DropFunctions

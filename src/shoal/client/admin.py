@@ -11,6 +11,7 @@ from typing import Any, Self, TypeVar
 from shoal import config
 from shoal.client.base import ClientBase
 from shoal.client.future import Future
+from shoal.client.keeping import futures_of
 from shoal.client.packing import own
 from shoal.client.shapes import find_futures
 from shoal.errors import LinkError, UsageError
@@ -41,17 +42,26 @@ class AdminCalls(ClientBase):
         """What a call returns that waits for nothing: None, to be awaited by an asynchronous client's user."""
         return _nothing() if self.asynchronous else None
 
-    def cancel(self, futures: Any, force: bool = False, reason: str | None = None, msg: str | None = None) -> Any:
+    def cancel(
+        self,
+        futures: Any,
+        asynchronous: bool | None = None,
+        force: bool = False,
+        reason: str | None = None,
+        msg: str | None = None,
+    ) -> Any:
         """Cancel futures, and what depends on them; ``force`` overrides the interest of other clients."""
         return self._tell(Cancel(self._keys_of(futures), force, reason or msg))
 
-    def retry(self, futures: Any) -> Any:
+    def retry(self, futures: Any, asynchronous: bool | None = None) -> Any:
         """Run erred futures again."""
         return self._tell(Retry(self._keys_of(futures)))
 
     def _keys_of(self, futures: Any) -> list[str]:
         flat: dict[Future, None] = {}
         find_futures(list(futures) if isinstance(futures, Iterator) else futures, flat)
+        if not flat:
+            flat = dict.fromkeys(futures_of(futures))
         return [own(future, self) for future in flat]
 
     def run(

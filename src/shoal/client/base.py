@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Coroutine, Generator, Iterator
+from collections.abc import Callable, Coroutine, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from html import escape
@@ -14,11 +15,11 @@ from typing import Any, Self, TypeVar
 from uuid import uuid4
 
 from shoal import config
-from shoal.client import current
+from shoal.client import collections, current
 from shoal.client.connection import Connection
 from shoal.client.loop import LoopThread, get_loop_thread
 from shoal.client.packing import FunctionCache
-from shoal.errors import UsageError
+from shoal.errors import ClosedClientError, UsageError
 from shoal.messages import Shutdown
 from shoal.security import read_scheduler_file, secret_of
 
@@ -39,11 +40,26 @@ class ClientBase(ABC):
         security: Any = None,
         asynchronous: bool = False,
         name: str | None = None,
+        heartbeat_interval: Any = None,
+        serializers: Sequence[str] | None = None,
+        deserializers: Sequence[str] | None = None,
+        extensions: dict[str, Callable[[Any], Any]] | None = None,
+        direct_to_workers: bool | None = None,
+        connection_limit: int = 512,
         **kwargs: Any,
     ) -> None:
         self.id = f"Client-{name + '-' if name else ''}{uuid4().hex}"
         self.name = name
-        self.asynchronous = asynchronous
+        self._asynchronous = asynchronous
+        config.seconds(heartbeat_interval, "heartbeat_interval")
+        for which, given in (("serializers", serializers), ("deserializers", deserializers)):
+            if given is not None and "pickle" not in given:
+                raise UsageError(
+                    f"{which} must have 'pickle' among them, which is what values travel by, got {given!r}"
+                )
+        if not isinstance(connection_limit, int) or connection_limit < 1:
+            raise UsageError(f"connection_limit must be a number from 1 on, got {connection_limit!r}")
+        self.direct_to_workers = direct_to_workers
         #: The cluster that was given or started, if any.
         self.cluster: Any = None
         self._status = "newly-created"
@@ -62,8 +78,9 @@ class ClientBase(ABC):
         #: What is called for events, by topic; and what of that is under way.
         self._handlers: dict[str, Callable[..., Any]] = {}
         self._handling: set[asyncio.Task[Any]] = set()
-        self._dask_settings: Any = None
+        self._took_over = False
         self._connection: Connection = None  # type: ignore[assignment]  # made by _start
+        self._pid = os.getpid()
         if not asynchronous:
             self._thread: LoopThread = get_loop_thread()
             self._find_cluster()
@@ -88,7 +105,7 @@ class ClientBase(ABC):
             from shoal.deploy.local import LocalCluster
 
             self.cluster = LocalCluster(
-                asynchronous=self.asynchronous, security=self._security, **self._cluster_options
+                asynchronous=self._asynchronous, security=self._security, **self._cluster_options
             )
             self._owns_cluster = True
         elif isinstance(address, str):
@@ -105,7 +122,7 @@ class ClientBase(ABC):
 
     async def _start(self, loop: asyncio.AbstractEventLoop) -> None:
         if self.cluster is not None:
-            if self.asynchronous and self._owns_cluster:
+            if self._asynchronous and self._owns_cluster:
                 await self.cluster
             self._addresses = getattr(self.cluster, "_addresses", None) or [self.cluster.scheduler_address]
             self._fallback = getattr(self.cluster, "_secret", None)
@@ -116,10 +133,8 @@ class ClientBase(ABC):
         self._status = "running"
         current.remember(self, self._set_as_default)
         if self._set_as_default:
-            import dask.config
-
-            methods = {"dataframe.shuffle.method": "tasks", "array.rechunk.method": "tasks"}
-            self._dask_settings = dask.config.set({"scheduler": self.get, **methods})
+            collections.take_over()
+            self._took_over = True
 
     @abstractmethod
     def get(self, dsk: Any, keys: Any, **kwargs: Any) -> Any:
@@ -135,6 +150,40 @@ class ClientBase(ABC):
         """The event loop that this client runs on."""
         return self._connection.loop
 
+    @property
+    def asynchronous(self) -> bool:
+        """Whether what waits is to be awaited: it was made so, or this is called on its event loop."""
+        if self._asynchronous:
+            return True
+        thread: LoopThread | None = getattr(self, "_thread", None)
+        return thread is not None and thread.here
+
+    def sync(
+        self,
+        func: Callable[..., Any],
+        *args: Any,
+        asynchronous: bool | None = None,
+        callback_timeout: float | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Run a coroutine function on the client's event loop and wait for it; or return what is to be awaited.
+
+        Parameters
+        ----------
+        asynchronous
+            Whether it is to be awaited; by default, whether the client is asynchronous here.
+        callback_timeout
+            Seconds to wait.
+
+        Raises
+        ------
+        TimeoutError
+            After ``callback_timeout``.
+        """
+        if self.asynchronous if asynchronous is None else asynchronous:
+            return func(*args, **kwargs)
+        return self._thread.sync(func(*args, **kwargs), callback_timeout)
+
     def _sync(self, coroutine: Coroutine[Any, Any, T]) -> Any:
         """The result of ``coroutine``, or, for an asynchronous client, the coroutine."""
         return coroutine if self.asynchronous else self._thread.sync(coroutine)
@@ -146,6 +195,11 @@ class ClientBase(ABC):
         return asyncio.wrap_future(asyncio.run_coroutine_threadsafe(coroutine, self.loop))
 
     def _check_open(self) -> None:
+        if self._pid != os.getpid():
+            raise ClosedClientError(
+                "this client was made before this process was forked, and belongs to the other one: make a new Client "
+                "here, or start processes by 'spawn' or 'forkserver'"
+            )
         if self._connection is None:
             raise UsageError("an asynchronous client must be awaited before it is used: client = await Client(...)")
         self._connection.check_open()
@@ -190,6 +244,8 @@ class ClientBase(ABC):
 
     def close(self, timeout: Any = None) -> Any:
         """Disconnect; futures that are still pending are cancelled. A cluster that the client started is closed."""
+        if self._pid != os.getpid():
+            return None  # the process that made it closes it
         if self.asynchronous:
             return self._close("closed by its user")
         if self._status != "closed":
@@ -206,17 +262,17 @@ class ClientBase(ABC):
             return
         self._status = "closed"
         current.forget(self)
-        if self._dask_settings is not None:
-            self._dask_settings.__exit__(None, None, None)
+        if self._took_over:
+            collections.hand_back()
         if self._connection is not None:
             await self._connection.close(reason)
         if self._callbacks is not None:
             self._callbacks.shutdown(wait=False)
-        if self._owns_cluster and self.asynchronous:
+        if self._owns_cluster and self._asynchronous:
             await self.cluster.close()
 
     def __enter__(self) -> Self:
-        if self.asynchronous:
+        if self._asynchronous:
             raise TypeError("use 'async with' with an asynchronous client")
         return self
 
@@ -226,8 +282,12 @@ class ClientBase(ABC):
     def __await__(self) -> Generator[Any, None, Self]:
         return self._begin().__await__()
 
+    def start(self, **kwargs: Any) -> Any:
+        """Begin to connect, which making or awaiting a client does anyway."""
+        return self._begin() if self.asynchronous else None
+
     async def _begin(self) -> Self:
-        if self.asynchronous and self._status == "newly-created":
+        if self._asynchronous and self._status == "newly-created":
             self._find_cluster()
             await self._start(asyncio.get_running_loop())
         return self

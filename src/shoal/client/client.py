@@ -11,9 +11,12 @@ from uuid import uuid4
 from shoal import config
 from shoal.client import current
 from shoal.client.actor import MakeActor
+from shoal.client.executor import ClientExecutor
 from shoal.client.future import Future, failure_of
-from shoal.client.graphs import finalized, graph_tasks, persisted
-from shoal.client.packing import name_of, options_of, own, pack_calls
+from shoal.client.graphs import Asking, finalized, graph_tasks, persisted, with_futures
+from shoal.client.inside import outside
+from shoal.client.keeping import futures_of
+from shoal.client.packing import asking_for, name_of, options_of, own, pack_calls
 from shoal.client.shapes import MISSING, fill, find_futures, flatten, reshape
 from shoal.client.sharing import Sharing
 from shoal.core.client.future import FutureRecord
@@ -73,6 +76,7 @@ class Client(Sharing):
         resources: dict[str, float] | None = None,
         retries: int | None = None,
         priority: int | None = None,
+        fifo_timeout: Any = 0,
         allow_other_workers: bool | None = None,
         actor: bool = False,
         actors: bool = False,
@@ -93,6 +97,9 @@ class Client(Sharing):
             How often it is tried again when it raises.
         priority
             Higher runs first.
+        fifo_timeout
+            Submissions that come within so long of each other are of the same age, as ``"100 ms"``; by default, the
+            earlier one runs first.
         actor, actors
             Make an object that stays on its worker, and give an :class:`~shoal.Actor` that stands for it.
         pure
@@ -109,7 +116,8 @@ class Client(Sharing):
         options = options_of(priority, retries, workers, allow_other_workers, resources, actor)
         if actor:
             func, pure = MakeActor(func), False
-        return self._submit_calls(func, [(args, kwargs)], None if key is None else [key], options, pure)[0]
+        fifo = _fifo(fifo_timeout)
+        return self._submit_calls(func, [(args, kwargs)], None if key is None else [key], options, pure, fifo=fifo)[0]
 
     def map(
         self,
@@ -121,6 +129,9 @@ class Client(Sharing):
         resources: dict[str, float] | None = None,
         priority: int | None = None,
         allow_other_workers: bool | None = None,
+        fifo_timeout: Any = 0,
+        actor: bool = False,
+        actors: bool = False,
         pure: bool = True,
         batch_size: int | None = None,
         **kwargs: Any,
@@ -142,12 +153,15 @@ class Client(Sharing):
             raise UsageError(f"key holds {len(keys)} keys for {len(calls)} calls")
         if batch_size is not None and batch_size < 1:
             raise UsageError(f"batch_size must be at least 1, got {batch_size!r}")
-        options = options_of(priority, retries, workers, allow_other_workers, resources)
-        size = batch_size or max(len(calls), 1)
+        actor = actor or actors
+        options = options_of(priority, retries, workers, allow_other_workers, resources, actor)
+        if actor:
+            func, pure = MakeActor(func), False
+        size, fifo = batch_size or max(len(calls), 1), _fifo(fifo_timeout)
         futures: list[Future] = []
         for at in range(0, len(calls), size):
             part = None if keys is None else keys[at : at + size]
-            futures += self._submit_calls(func, calls[at : at + size], part, options, pure, at)
+            futures += self._submit_calls(func, calls[at : at + size], part, options, pure, at, fifo)
         return futures
 
     def _submit_calls(
@@ -158,6 +172,7 @@ class Client(Sharing):
         options: Options,
         pure: bool,
         first: int = 0,
+        fifo: float = 0.0,
     ) -> list[Future]:
         if not callable(func):
             raise TypeError(f"func must be callable, got {type(func).__name__}")
@@ -169,7 +184,8 @@ class Client(Sharing):
             if held is not None:
                 future._record.held = held
         fresh, drop = self._functions.sending(fn)
-        self._connection.say(Submit(specs, {fn: payload} if fresh else {}, options, [spec.key for spec in specs]))
+        functions = {fn: payload} if fresh else {}
+        self._connection.say(Submit(specs, functions, options, [spec.key for spec in specs], fifo=fifo))
         if drop is not None:
             self._connection.say(drop)
         return futures
@@ -183,25 +199,34 @@ class Client(Sharing):
         resources: dict[str, float] | None = None,
         sync: bool = True,
         asynchronous: bool | None = None,
+        direct: bool | None = None,
         retries: int | None = None,
         priority: int | None = None,
+        fifo_timeout: Any = 0,
         **kwargs: Any,
     ) -> Any:
-        """Run a dask graph; return the values of ``keys`` in their shape, or futures where ``sync`` is False."""
-        options = options_of(priority, retries, workers, allow_other_workers, resources)
+        """Run a dask graph; return the values of ``keys`` in their shape, or futures where ``sync`` is False.
+
+        Inside of a task, the task leaves the pool of threads while it waits (see :func:`~shoal.secede`).
+        """
+        asking = asking_for(priority, retries, workers, allow_other_workers, resources)
         flat: dict[Any, None] = {}
         flatten(keys, flat)
-        futures = self._submit_graph(dsk, list(flat), options)
+        futures = self._submit_graph(dsk, list(flat), asking, _fifo(fifo_timeout))
         shaped = reshape(keys, futures)
-        return self.gather(shaped, asynchronous=asynchronous) if sync else shaped
+        if not sync:
+            return shaped
+        with outside():
+            return self.gather(shaped, asynchronous=asynchronous)
 
-    def _submit_graph(self, dsk: Any, keys: list[Any], options: Options) -> dict[Any, Future]:
+    def _submit_graph(self, dsk: Any, keys: list[Any], asking: Asking, fifo: float = 0.0) -> dict[Any, Future]:
         self._check_open()
-        specs, hidden = graph_tasks(dsk, self)
+        specs, hidden = graph_tasks(dsk, self, asking)
         futures = {key: self._future(key_to_wire(key)) for key in keys}
         for future in futures.values():
             future._record.held = hidden
-        self._connection.say(Submit(specs, {}, options, [future._record.key for future in futures.values()]))
+        wants = [future._record.key for future in futures.values()]
+        self._connection.say(Submit(specs, {}, asking({}), wants, fifo=fifo))
         return futures
 
     def compute(
@@ -212,8 +237,9 @@ class Client(Sharing):
         workers: Any = None,
         allow_other_workers: bool | None = None,
         resources: dict[str, float] | None = None,
-        retries: int = 0,
+        retries: int | None = None,
         priority: int | None = None,
+        fifo_timeout: Any = 0,
         traverse: bool = True,
         **kwargs: Any,
     ) -> Any:
@@ -223,7 +249,7 @@ class Client(Sharing):
         """
         from dask.base import is_dask_collection, unpack_collections
 
-        options = options_of(priority, retries, workers, allow_other_workers, resources)
+        asking = asking_for(priority, retries, workers, allow_other_workers, resources)
         several = isinstance(collections, list | tuple | set)
         found: list[Any] = []
         for one in collections if several else [collections]:
@@ -231,13 +257,18 @@ class Client(Sharing):
                 from dask.delayed import delayed
 
                 one = delayed(one)  # noqa: PLW2901 (collections inside of it)
-            if is_dask_collection(one):
-                expression, key = finalized(one, optimize_graph)
-                found.append(self._submit_graph(expression, [key], options)[key])
-            else:
-                found.append(one)
+            found.append(one)
+        lazy = [one for one in found if is_dask_collection(one)]
+        if lazy:
+            expression, keys = finalized(lazy, optimize_graph)
+            futures = self._submit_graph(expression, keys, asking, _fifo(fifo_timeout))
+            computed = iter(keys)
+            found = [futures[next(computed)] if is_dask_collection(one) else one for one in found]
         result: Any = found if several else found[0]
-        return self.gather(result) if sync else result
+        if not sync:
+            return result
+        with outside():
+            return self.gather(result)
 
     def persist(
         self,
@@ -248,14 +279,33 @@ class Client(Sharing):
         resources: dict[str, float] | None = None,
         retries: int | None = None,
         priority: int | None = None,
+        fifo_timeout: Any = 0,
         **kwargs: Any,
     ) -> Any:
         """Start to compute dask collections; return collections of the same kind whose parts are futures."""
-        options = options_of(priority, retries, workers, allow_other_workers, resources)
+        from dask.base import is_dask_collection
+
+        asking, fifo = asking_for(priority, retries, workers, allow_other_workers, resources), _fifo(fifo_timeout)
         several = isinstance(collections, list | tuple | set)
-        many = list(collections) if several else [collections]
-        found = persisted(many, optimize_graph, lambda expression, keys: self._submit_graph(expression, keys, options))
+        found = list(collections) if several else [collections]
+        lazy = [one for one in found if is_dask_collection(one)]
+        if lazy:
+            made = persisted(lazy, optimize_graph, lambda graph, keys: self._submit_graph(graph, keys, asking, fifo))
+            parts = iter(made)
+            found = [next(parts) if is_dask_collection(one) else one for one in found]
         return found if several else found[0]
+
+    def normalize_collection(self, collection: Any) -> Any:
+        """A collection that does the same, with the futures that this client has in place of the tasks they are of."""
+        return with_futures(collection, self._connection.core.futures, self._future)
+
+    def futures_of(self, futures: Any) -> list[Future]:
+        """The futures inside of collections, as :func:`~shoal.futures_of`; one that was cancelled is an error."""
+        return futures_of(futures, client=self)
+
+    def get_executor(self, **kwargs: Any) -> ClientExecutor:
+        """The cluster as an executor of :mod:`concurrent.futures`; see :class:`ClientExecutor` for the options."""
+        return ClientExecutor(self, **kwargs)
 
     def _future(self, wire: str) -> Future:
         return Future(key_from_wire(wire), self, self._connection.record(wire))
@@ -272,11 +322,15 @@ class Client(Sharing):
 
     # -------------------------------------------------------------------------------------------- results
 
-    def gather(self, futures: Any, errors: str = "raise", asynchronous: bool | None = None) -> Any:
+    def gather(
+        self, futures: Any, errors: str = "raise", direct: bool | None = None, asynchronous: bool | None = None
+    ) -> Any:
         """Return the results of futures, in the shape of the lists, tuples, sets and dicts that hold them.
 
         Parameters
         ----------
+        direct
+            Accepted: results come from the workers straight, always.
         errors
             ``"raise"`` the first error, or ``"skip"`` what failed.
 
@@ -330,6 +384,7 @@ class Client(Sharing):
         data: Any,
         workers: Any = None,
         broadcast: bool = False,
+        direct: bool | None = None,
         hash: bool = True,
         timeout: Any = None,
         asynchronous: bool | None = None,
@@ -342,6 +397,8 @@ class Client(Sharing):
             Names or addresses of the workers that may be used.
         broadcast
             Put each value on all of them.
+        direct
+            Accepted: values go to the workers straight, always.
         hash
             Make the key from the value, so that the same value has the same key.
         timeout
@@ -406,6 +463,10 @@ class Client(Sharing):
         unwanted = [key for key in keys if key not in futures]
         if unwanted and not self._connection.closed:
             self._connection.say(Unwant(unwanted))
+
+
+def _fifo(timeout: Any) -> float:
+    return config.seconds(timeout, "fifo_timeout") or 0.0
 
 
 def _value_key(value: Any, hash: bool) -> str:

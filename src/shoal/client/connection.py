@@ -235,7 +235,8 @@ class Connection:
             found.set_exception(UsageError(answer.error))
 
     def _on_messages(self, link: Link, messages: list[Any]) -> None:
-        self._driver.push(Received("", messages))
+        with self.lock:  # whoever holds it sees no future change
+            self._driver.push(Received("", messages))
 
     def _on_closed(self, link: Link, reason: str) -> None:
         self._driver.push(

@@ -49,7 +49,9 @@ class Future:
     __dask_future__ = True
     __slots__ = ("__weakref__", "_client", "_record", "_released", "key")
 
-    def __init__(self, key: Any, client: Client | None = None, state: FutureRecord | None = None) -> None:
+    def __init__(
+        self, key: Any, client: Client | None = None, state: FutureRecord | None = None, _id: Any = None
+    ) -> None:
         self.key = key
         self._client: Client | None = None
         self._released = False
@@ -86,7 +88,7 @@ class Future:
     executor = client
 
     @property
-    def _state(self) -> FutureRecord:
+    def _known(self) -> FutureRecord:
         """The record, bound to a client if need be."""
         assert self.client is not None
         return self._record
@@ -94,20 +96,20 @@ class Future:
     @property
     def status(self) -> str:
         """``pending``, ``finished``, ``error``, ``cancelled`` or ``lost``."""
-        return self._state.status.label
+        return self._known.status.label
 
     @property
     def type(self) -> str:
         """Name of the result's type, once it is known."""
-        return self._state.type
+        return self._known.type
 
     def done(self) -> bool:
         """Whether it is not pending any more."""
-        return not self._state.pending
+        return not self._known.pending
 
     def cancelled(self) -> bool:
         """Whether it was cancelled."""
-        return self._state.status is FutureStatus.CANCELLED
+        return self._known.status is FutureStatus.CANCELLED
 
     def _wait(self, timeout: float | None) -> None:
         client = self.client
@@ -117,7 +119,7 @@ class Future:
 
     async def _wait_async(self, timeout: float | None) -> None:
         try:
-            await self.client._connection.done(self._state, timeout)
+            await self.client._connection.done(self._known, timeout)
         except TimeoutError:
             raise TimeoutError(f"{self.key!r} was still pending after {timeout:g} s") from None
 
@@ -143,11 +145,11 @@ class Future:
 
     async def _result(self, timeout: float | None = None) -> Any:
         await self._wait_async(timeout)
-        record = self._state
+        record = self._known
         values = await self.client._connection.values([record], to_the_end=False)
         return self.client._pick([record], values, "raise")[0]
 
-    def exception(self, timeout: float | None = None) -> Any:
+    def exception(self, timeout: float | None = None, **kwargs: Any) -> Any:
         """Wait, then return what the task raised, or None."""
         if self.client.asynchronous:
             return self._exception(timeout)
@@ -156,9 +158,9 @@ class Future:
 
     async def _exception(self, timeout: float | None) -> BaseException | None:
         await self._wait_async(timeout)
-        return failure_of(self._state)
+        return failure_of(self._known)
 
-    def traceback(self, timeout: float | None = None) -> Any:
+    def traceback(self, timeout: float | None = None, **kwargs: Any) -> Any:
         """Wait, then return the traceback of what the task raised, or None."""
         if self.client.asynchronous:
             return self._traceback(timeout)
@@ -167,20 +169,40 @@ class Future:
 
     async def _traceback(self, timeout: float | None) -> TracebackType | None:
         await self._wait_async(timeout)
-        return _traceback_of(self._state)
+        return _traceback_of(self._known)
 
     def add_done_callback(self, fn: Callable[[Future], Any]) -> None:
         """Call ``fn(future)`` in a helper thread once it is done; what it raises is logged."""
         client = self.client
         client._connection.when_done([(self._record, lambda: client._run_callback(fn, self))])
 
-    def cancel(self, reason: str | None = None, msg: str | None = None) -> Any:
-        """Cancel the task."""
-        return self.client.cancel(self, reason=reason, msg=msg)
+    def cancel(self, reason: str | None = None, msg: str | None = None, **kwargs: Any) -> Any:
+        """Cancel the task; ``force=True`` as for :meth:`Client.cancel`."""
+        return self.client.cancel(self, reason=reason, msg=msg, **kwargs)
 
-    def retry(self) -> Any:
+    def retry(self, **kwargs: Any) -> Any:
         """Run it again if it failed."""
         return self.client.retry(self)
+
+    # What functions of concurrent.futures (wait, as_completed) look for: a lock, a state, and who waits.
+
+    def running(self) -> bool:
+        """Whether it cannot be cancelled any more: never, since what runs can be cancelled too."""
+        return False
+
+    @property
+    def _condition(self) -> Any:
+        return self.client._connection.lock
+
+    @property
+    def _state(self) -> str:
+        if not self.done():
+            return "PENDING"
+        return "CANCELLED_AND_NOTIFIED" if self.cancelled() else "FINISHED"
+
+    @property
+    def _waiters(self) -> _Waiters:
+        return _Waiters(self)
 
     def release(self) -> None:
         """Let go of the result; it is freed when nobody else needs it."""
@@ -220,6 +242,34 @@ class Future:
         kind = f" <span>type: {escape(self.type)}</span>" if self._client is not None and self.type else ""
         status = self.status if self._client is not None else "no client yet"
         return f"<b>Future: {escape(str(self.key))}</b> <span>status: {status}</span>{kind}"
+
+
+class _Waiters:
+    """What :mod:`concurrent.futures` takes for the list of those who wait for a future."""
+
+    __slots__ = ("_future",)
+
+    def __init__(self, future: Future) -> None:
+        self._future = future
+
+    def append(self, waiter: Any) -> None:
+        """Tell ``waiter`` when the future is done, unless it is."""
+        future = self._future
+        if not future.done():
+            future.client._connection.when_done([(future._record, lambda: _tell(waiter, future))])
+
+    def remove(self, waiter: Any) -> None:
+        """``waiter`` waits no longer: what it is told from now on, it passes over."""
+
+
+def _tell(waiter: Any, future: Future) -> None:
+    error = failure_of(future._record)
+    if error is None:
+        waiter.add_result(future)
+    elif isinstance(error, FutureCancelledError):
+        waiter.add_cancelled(future)
+    else:
+        waiter.add_exception(future)
 
 
 def _traceback_of(record: FutureRecord) -> TracebackType | None:

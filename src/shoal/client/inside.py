@@ -45,6 +45,20 @@ def rejoin() -> None:
 
 
 @contextmanager
+def outside() -> Iterator[None]:
+    """While this is entered, a task does not count as work of its worker's; nothing happens elsewhere."""
+    executor = current_pool()
+    if executor is None or executor.is_outside():
+        yield
+        return
+    executor.secede()
+    try:
+        yield
+    finally:
+        executor.rejoin()
+
+
+@contextmanager
 def worker_client(timeout: float | None = None, separate_thread: bool = True) -> Iterator[Client]:
     """A client inside of a task, which is out of the pool meanwhile.
 

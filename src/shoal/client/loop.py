@@ -35,6 +35,11 @@ class LoopThread:
         AREAS.trim()
         self.loop.call_later(KEEP, self._tidy)
 
+    @property
+    def here(self) -> bool:
+        """Whether this is called on the loop."""
+        return threading.current_thread() is self._thread
+
     def sync(self, coroutine: Coroutine[Any, Any, T], timeout: float | None = None) -> T:
         """Run ``coroutine`` on the loop and wait for it here.
 
@@ -43,7 +48,7 @@ class LoopThread:
         RuntimeError
             If called on the loop itself, where waiting would never end.
         """
-        if threading.current_thread() is self._thread:
+        if self.here:
             coroutine.close()
             raise RuntimeError("a blocking call was made on the event loop; await the asynchronous form instead")
         future = asyncio.run_coroutine_threadsafe(coroutine, self.loop)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import sys
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Any, Final
 from uuid import uuid4
 
@@ -13,6 +14,8 @@ from shoal.errors import ForeignFutureError, UsageError
 from shoal.ids import key_to_wire
 from shoal.messages import DropFunctions, Options, TaskSpec
 from shoal.shell import serialize
+
+_ANNOTATIONS: Final = frozenset({"priority", "retries", "workers", "allow_other_workers", "resources", "executor"})
 
 #: Functions that a client and the scheduler remember for it; the ones used longest ago are forgotten.
 FUNCTIONS_KEPT: Final = 1000
@@ -137,6 +140,7 @@ def options_of(
     allow_other_workers: bool | None = None,
     resources: dict[str, float] | None = None,
     actor: bool = False,
+    executor: str | None = None,
 ) -> Options:
     """Check what a submission asks for beyond the function; what is not given comes from ``dask.annotate``.
 
@@ -152,7 +156,7 @@ def options_of(
         workers = noted.get("workers")
         allow_other_workers = noted.get("allow_other_workers", False) or allow_other_workers
     resources = noted.get("resources") if resources is None else resources
-    executor = noted.get("executor", "")
+    executor = noted.get("executor", "") if executor is None else executor
     if isinstance(workers, str):
         workers = [workers]
     if workers is not None and not isinstance(workers, list | tuple | set | frozenset):
@@ -171,6 +175,33 @@ def options_of(
     named = None if workers is None else [str(worker) for worker in workers]
     executor = "" if executor == "default" else executor
     return Options(int(priority), retries, named, bool(allow_other_workers), resources, executor, actor)
+
+
+def asking_for(
+    priority: int | None,
+    retries: int | None,
+    workers: Any,
+    allow_other_workers: bool | None,
+    resources: dict[str, float] | None,
+) -> Callable[[dict[str, Any]], Options]:
+    """A function of a task's annotations that says what is asked for: what is given here has the last word.
+
+    Raises
+    ------
+    UsageError
+        Naming the argument that makes no sense.
+    """
+    given: dict[str, Any] = {"priority": priority, "retries": retries, "resources": resources}
+    if workers is not None:
+        given |= {"workers": workers, "allow_other_workers": allow_other_workers}
+    given = {name: value for name, value in given.items() if value is not None}
+    options_of(priority, retries, workers, allow_other_workers, resources)
+
+    def ask(annotations: dict[str, Any]) -> Options:
+        noted = {name: value for name, value in annotations.items() if name in _ANNOTATIONS}
+        return options_of(**{**noted, **given})
+
+    return ask
 
 
 def _annotations() -> dict[str, Any]:

@@ -107,7 +107,7 @@ class as_completed:
         turn = self._round
         by_client: dict[Any, list[Any]] = {}
         for future in many:
-            pair = (future._state, lambda f=future: self._arrived(turn, f))
+            pair = (future._known, lambda f=future: self._arrived(turn, f))
             by_client.setdefault(future.client, []).append(pair)
         for client, pairs in by_client.items():
             client._connection.when_done(pairs)

@@ -100,6 +100,9 @@ def _run(report: int, given: int, recorder: int) -> None:
     print_from(options["worker"].pop("silence_logs", None) or logging.WARNING)
     faulthandler.enable(all_threads=False)
     take_title(f"shoal worker {options['worker']['name']}")
+    from shoal.client.collections import take_over
+
+    take_over()  # tasks that compute collections do so on the cluster
     gc.freeze()
     gc.set_threshold(50_000, 20, 100)
     with asyncio.Runner(loop_factory=new_event_loop) as runner:

@@ -8,6 +8,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from time import perf_counter, time
+from types import CoroutineType
 from typing import Any
 
 from shoal.core.effects import Run
@@ -147,6 +148,10 @@ class ThreadExecutor:
         self._add_thread()
         self._tell((key, True))
 
+    def is_outside(self) -> bool:
+        """Whether the task in this thread has left the pool, or there is none."""
+        return getattr(_local, "key", None) is None or bool(_local.outside)
+
     def rejoin(self) -> None:
         """The task in this thread comes back: it waits until another thread of the pool has gone."""
         if not getattr(_local, "outside", False):
@@ -233,6 +238,8 @@ class ThreadExecutor:
                 node = serialize.loads_with_inputs(run.payload, inputs)
                 tick = perf_counter()
                 value = node({key_from_wire(key): found for key, found in inputs.items()})
+            if type(value) is CoroutineType:
+                value = asyncio.run(value)
         except LostValueError as error:
             self._loop.call_soon_threadsafe(self._on_lost, *error.args)
             return Outcome(run.key, "reschedule", start=begun, stop=begun)

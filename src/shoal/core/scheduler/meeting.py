@@ -7,12 +7,17 @@ from typing import Any
 from shoal.core.effects import WARNING
 from shoal.core.scheduler.boxes import Boxes
 from shoal.core.scheduler.locks import Locks
+from shoal.core.scheduler.roster import ClientRecord
 from shoal.core.scheduler.settings import Settings
 from shoal.core.scheduler.spreading import Spreading
+from shoal.core.scheduler.task import TaskState
 from shoal.core.scheduler.waiting import WaitingRoom
 from shoal.errors import UsageError
 from shoal.ids import ClientId
-from shoal.messages import Meet, Warned
+from shoal.messages import FireAndForget, Meet, Warned
+
+#: Wants what was fired and forgotten.
+FORGETFUL = ClientId("fire-and-forget")
 
 
 class Meeting(Spreading):
@@ -25,8 +30,31 @@ class Meeting(Spreading):
         self.locks = Locks(self.state, self.room, told.lease_timeout, told.lease_check, self._on_expired)
         self.boxes = Boxes(self.state, self.room, self._answer)
 
+    def _on_fire_and_forget(self, message: FireAndForget) -> None:
+        """Want these until they are done."""
+        state = self.state
+        record = state.clients.get(FORGETFUL)
+        if record is None:
+            record = state.clients[FORGETFUL] = ClientRecord(FORGETFUL, "what runs for nobody", remote=False)
+        for key in message.keys:
+            if (task := state.tasks.get(key)) is not None:
+                state.want(record, task)
+
+    def _forget_done(self) -> None:
+        """Let go of what is done that ran for nobody."""
+        record = self.state.clients.get(FORGETFUL)
+        if record is None or not (record.out or not record.wants):
+            return
+        for task in tuple(record.wants):
+            if task.state in (TaskState.MEMORY, TaskState.ERRED):
+                self.state.unwant(record, task)
+        record.out.clear()
+        if not record.wants:
+            del self.state.clients[FORGETFUL]
+
     def _step_meetings(self, now: float) -> None:
         """Answer those whose time is over, and take back leases of which nothing was heard."""
+        self._forget_done()
         self.room.step(now)
         self.locks.step(now)
 

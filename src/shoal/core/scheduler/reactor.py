@@ -38,6 +38,7 @@ from shoal.messages import (
     ClientRegistered,
     Close,
     DropFunctions,
+    FireAndForget,
     FromClient,
     KeysCancelled,
     LogEvent,
@@ -219,6 +220,8 @@ class SchedulerCore(Meeting):
         match message:
             case Submit():
                 self._on_submit(client, message)
+            case FireAndForget():
+                self._on_fire_and_forget(message)
             case Unwant():
                 for key in message.keys:
                     if (task := state.tasks.get(key)) is not None:
@@ -280,12 +283,15 @@ class SchedulerCore(Meeting):
                 function = state.functions[fn] = FunctionRecord(payload)
             function.clients.add(client.id)
             client.functions.add(fn)
-        state.generation += 1
-        options, generation = message.options, state.generation
+        if not message.fifo or state.now - client.submitted > message.fifo:
+            state.generation += 1
+            client.generation = state.generation
+        client.submitted = state.now
+        options, generation = message.options, client.generation
         self._look_for_redefinitions(client, message)
         fresh: list[tuple[Task, list[str]]] = []
         for spec in message.tasks:
-            task, new = state.define(spec, options, generation)
+            task, new = state.define(spec, spec.options or options, generation)
             if new and spec.deps:
                 fresh.append((task, spec.deps))
         for task, deps in fresh:

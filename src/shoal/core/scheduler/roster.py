@@ -187,7 +187,7 @@ class WorkerRecord:
 class ClientRecord:
     """One client."""
 
-    __slots__ = ("functions", "id", "name", "out", "remote", "wants", "wish")
+    __slots__ = ("functions", "generation", "id", "name", "out", "remote", "submitted", "wants", "wish")
 
     def __init__(self, id: ClientId, name: str = "", remote: bool = True) -> None:
         self.id = id
@@ -199,6 +199,8 @@ class ClientRecord:
         self.wish = 0
         #: Functions that it sent and may refer to.
         self.functions: set[str] = set()
+        #: When it submitted something last, and the generation that those tasks are of.
+        self.submitted, self.generation = 0.0, 0
         self.out: list[Any] = []
 
     def __repr__(self) -> str:

@@ -1,0 +1,72 @@
+"""Where dask's collections compute: with the client that is current, wherever the code runs."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+from shoal.client.current import current_client, get_client
+from shoal.shell.current import home
+
+
+class Computing:
+    """dask's scheduler while a client is the default, and inside of tasks.
+
+    It is called, and asked to persist, as a client would be; which client that is, is settled each time.
+    """
+
+    def __call__(self, dsk: Any, keys: Any, **kwargs: Any) -> Any:
+        """Compute ``keys`` of a graph."""
+        client = self._client()
+        if client is None:
+            import dask.threaded
+
+            return dask.threaded.get(dsk, keys, **kwargs)
+        return client.get(dsk, keys, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "persist" and (client := self._client()) is not None:
+            return client.persist
+        raise AttributeError(name)
+
+    def _client(self) -> Any:
+        found = get_client() if home() is not None else current_client()
+        if found is not None and found.asynchronous:
+            raise RuntimeError(
+                "an asynchronous client cannot compute here, where nobody awaits it: write "
+                "'await client.compute(collection)', or '(scheduler=\"threads\")' to compute in this process"
+            )
+        return found
+
+    def __repr__(self) -> str:
+        return "<dask's scheduler: shoal's current client>"
+
+
+#: The one of this process.
+COMPUTING = Computing()
+
+_lock = threading.Lock()
+_users = 0
+_settings: Any = None
+
+
+def take_over() -> None:
+    """Have dask compute with shoal's current client from now on."""
+    global _users, _settings
+    import dask.config
+
+    with _lock:
+        _users += 1
+        if _users == 1:
+            methods = {"dataframe.shuffle.method": "tasks", "array.rechunk.method": "tasks"}
+            _settings = dask.config.set({"scheduler": COMPUTING, **methods})
+
+
+def hand_back() -> None:
+    """One who called :func:`take_over` has gone; after the last, dask computes as it did before."""
+    global _users, _settings
+    with _lock:
+        _users -= 1
+        if not _users:
+            settings, _settings = _settings, None
+            settings.__exit__(None, None, None)
