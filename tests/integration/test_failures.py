@@ -301,10 +301,14 @@ def test_ctrl_c_interrupts_the_wait_and_not_the_cluster() -> None:
 
 
 def test_loops_are_not_blocked_by_waiting_on_them(client: Client) -> None:
-    """A blocking call on the client's own loop is refused, not waited for ever."""
+    """On the client's own loop, calls that wait are awaited."""
 
-    async def blocking() -> None:
-        client.scheduler_info()
+    async def waiting() -> tuple[int, bool]:
+        info = await client.scheduler_info()
+        return info["n_workers"] + await client.submit(len, "abc"), client.asynchronous
 
-    with pytest.raises(RuntimeError, match="await"):
-        asyncio.run_coroutine_threadsafe(blocking(), client.loop).result(10)
+    assert asyncio.run_coroutine_threadsafe(waiting(), client.loop).result(10) == (5, True)
+    assert client.sync(waiting) == (5, True)
+    assert not client.asynchronous
+    with pytest.raises(TimeoutError):
+        client.sync(asyncio.sleep, 10, callback_timeout=0.05)

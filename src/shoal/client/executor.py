@@ -27,10 +27,20 @@ class _Call(concurrent.futures.Future[Any]):
 
     def cancel(self) -> bool:
         """Cancel the task, running or not; return False if it is done."""
+        if not self._set_cancelled():
+            return False
+        self._future.cancel()
+        return True
+
+    def _set_cancelled(self) -> bool:
+        if self.cancelled():
+            return True
         if not super().cancel():
             return False
-        self.set_running_or_notify_cancel()
-        self._future.cancel()
+        try:
+            self.set_running_or_notify_cancel()
+        except RuntimeError:
+            pass  # another thread came first
         return True
 
     def _on_done(self, future: Future) -> None:
@@ -41,8 +51,7 @@ class _Call(concurrent.futures.Future[Any]):
             error, value = broken, None
         try:
             if isinstance(error, FutureCancelledError):
-                if super().cancel():
-                    self.set_running_or_notify_cancel()
+                self._set_cancelled()
             elif error is not None:
                 self.set_exception(error)
             else:

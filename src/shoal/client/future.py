@@ -219,9 +219,7 @@ class Future:
 
     def __reduce__(self) -> Any:
         if serialize.found_inside(self):
-            from dask._task_spec import TaskRef
-
-            return TaskRef, (self.key,)
+            return serialize.input_value, (key_to_wire(self.key),)
         return _revived, (key_to_wire(self.key),)
 
     def __eq__(self, other: object) -> bool:

@@ -98,14 +98,16 @@ def persisted(
     from dask.core import flatten
 
     expression = collections_to_expr(collections, optimize_graph)
+    composite = any(isinstance(inner, CompositeExpr) for inner in expression.operands)
     if optimize_graph:
         expression = expression.optimize()
     keys = [list(flatten(part)) for part in expression.__dask_keys__()]
     futures = submit(expression, list(dict.fromkeys(key for part in keys for key in part)))
     found = []
     for number, collection in enumerate(collections):
-        inner = expression.operands[number]
-        if isinstance(inner, CompositeExpr):
+        if composite:
+            inner = expression.operands[number]
+        if composite and isinstance(inner, CompositeExpr):
             found.append(_rebuild_composite_collection(collection, inner, futures, cull_to_child_keys=True))
         else:
             rebuild, args = collection.__dask_postpersist__()

@@ -39,20 +39,21 @@ class KeyRef:
         self.key = key
 
     def __reduce__(self) -> tuple[Callable[[str], Any], tuple[str]]:
-        return _input_value, (self.key,)
+        return input_value, (self.key,)
 
     def __repr__(self) -> str:
         return f"<{self.key}>"
 
 
-def _input_value(key: str) -> Any:
+def input_value(key: str) -> Any:
+    """What a reference to the result of ``key`` comes out of a pickle as, on the worker that runs the task."""
     return _local.inputs[key]
 
 
 class collecting:
     """While this is entered, what :func:`found_inside` is told of in this thread goes onto its list.
 
-    ``in_graph`` says that the pickle is a node of a graph, whose references dask itself replaces.
+    ``in_graph`` says that the pickle is a node of a graph: futures inside of it come out as their values.
     """
 
     __slots__ = ("_before", "_found", "in_graph")
