@@ -10,24 +10,33 @@ if TYPE_CHECKING:
 
     from shoal.client.actor import Actor as Actor
     from shoal.client.actor import ActorFuture as ActorFuture
+    from shoal.client.actor import BaseActorFuture as BaseActorFuture
     from shoal.client.client import Client as Client
+    from shoal.client.copies import AMMClientProxy as AMMClientProxy
     from shoal.client.current import default_client as default_client
     from shoal.client.current import get_client as get_client
     from shoal.client.current import get_worker as get_worker
     from shoal.client.dump import DumpArtefact as DumpArtefact
     from shoal.client.executor import ClientExecutor as ClientExecutor
     from shoal.client.future import Future as Future
+    from shoal.client.inside import local_client as local_client
+    from shoal.client.inside import print as print
     from shoal.client.inside import rejoin as rejoin
     from shoal.client.inside import secede as secede
+    from shoal.client.inside import warn as warn
     from shoal.client.inside import worker_client as worker_client
     from shoal.client.keeping import fire_and_forget as fire_and_forget
     from shoal.client.keeping import futures_of as futures_of
+    from shoal.client.loop import sync as sync
     from shoal.client.questions import get_task_stream as get_task_stream
     from shoal.client.rpc import rpc as rpc
     from shoal.client.waiting import as_completed as as_completed
     from shoal.client.waiting import wait as wait
+    from shoal.compat.importing import as_distributed as as_distributed
     from shoal.core.scheduler.amm import ActiveMemoryManagerPolicy as ActiveMemoryManagerPolicy
+    from shoal.core.scheduler.amm import ReduceReplicas as ReduceReplicas
     from shoal.deploy.adaptive import Adaptive as Adaptive
+    from shoal.deploy.cluster import Cluster as Cluster
     from shoal.deploy.local import LocalCluster as LocalCluster
     from shoal.deploy.spec import ProcessInterface as ProcessInterface
     from shoal.deploy.spec import SpecCluster as SpecCluster
@@ -38,6 +47,7 @@ if TYPE_CHECKING:
     from shoal.plugins.base import WorkerPlugin as WorkerPlugin
     from shoal.plugins.builtin import CondaInstall as CondaInstall
     from shoal.plugins.builtin import Environ as Environ
+    from shoal.plugins.builtin import ForwardLoggingPlugin as ForwardLoggingPlugin
     from shoal.plugins.builtin import InstallPlugin as InstallPlugin
     from shoal.plugins.builtin import PipInstall as PipInstall
     from shoal.plugins.builtin import UploadDirectory as UploadDirectory
@@ -45,6 +55,7 @@ if TYPE_CHECKING:
     from shoal.programs.joining import Worker as Worker
     from shoal.programs.nannies import Nanny as Nanny
     from shoal.programs.servers import Scheduler as Scheduler
+    from shoal.programs.status import Status as Status
     from shoal.security import Security as Security
     from shoal.sync.boxes import Event as Event
     from shoal.sync.boxes import Queue as Queue
@@ -58,24 +69,33 @@ _EXPORTS = {
     "CancelledError": "concurrent.futures",
     "Actor": "shoal.client.actor",
     "ActorFuture": "shoal.client.actor",
+    "BaseActorFuture": "shoal.client.actor",
     "Client": "shoal.client.client",
+    "AMMClientProxy": "shoal.client.copies",
     "default_client": "shoal.client.current",
     "get_client": "shoal.client.current",
     "get_worker": "shoal.client.current",
     "DumpArtefact": "shoal.client.dump",
     "ClientExecutor": "shoal.client.executor",
     "Future": "shoal.client.future",
+    "local_client": "shoal.client.inside",
+    "print": "shoal.client.inside",
     "rejoin": "shoal.client.inside",
     "secede": "shoal.client.inside",
+    "warn": "shoal.client.inside",
     "worker_client": "shoal.client.inside",
     "fire_and_forget": "shoal.client.keeping",
     "futures_of": "shoal.client.keeping",
+    "sync": "shoal.client.loop",
     "get_task_stream": "shoal.client.questions",
     "rpc": "shoal.client.rpc",
     "as_completed": "shoal.client.waiting",
     "wait": "shoal.client.waiting",
+    "as_distributed": "shoal.compat.importing",
     "ActiveMemoryManagerPolicy": "shoal.core.scheduler.amm",
+    "ReduceReplicas": "shoal.core.scheduler.amm",
     "Adaptive": "shoal.deploy.adaptive",
+    "Cluster": "shoal.deploy.cluster",
     "LocalCluster": "shoal.deploy.local",
     "ProcessInterface": "shoal.deploy.spec",
     "SpecCluster": "shoal.deploy.spec",
@@ -86,6 +106,7 @@ _EXPORTS = {
     "WorkerPlugin": "shoal.plugins.base",
     "CondaInstall": "shoal.plugins.builtin",
     "Environ": "shoal.plugins.builtin",
+    "ForwardLoggingPlugin": "shoal.plugins.builtin",
     "InstallPlugin": "shoal.plugins.builtin",
     "PipInstall": "shoal.plugins.builtin",
     "UploadDirectory": "shoal.plugins.builtin",
@@ -93,6 +114,7 @@ _EXPORTS = {
     "Worker": "shoal.programs.joining",
     "Nanny": "shoal.programs.nannies",
     "Scheduler": "shoal.programs.servers",
+    "Status": "shoal.programs.status",
     "Security": "shoal.security",
     "Event": "shoal.sync.boxes",
     "Queue": "shoal.sync.boxes",
@@ -102,17 +124,21 @@ _EXPORTS = {
     "Semaphore": "shoal.sync.locks",
 }
 __all__ = [
+    "AMMClientProxy",
     "ActiveMemoryManagerPolicy",
     "Actor",
     "ActorFuture",
     "Adaptive",
+    "BaseActorFuture",
     "CancelledError",
     "Client",
     "ClientExecutor",
+    "Cluster",
     "CondaInstall",
     "DumpArtefact",
     "Environ",
     "Event",
+    "ForwardLoggingPlugin",
     "Future",
     "InstallPlugin",
     "KilledWorker",
@@ -124,12 +150,14 @@ __all__ = [
     "PipInstall",
     "ProcessInterface",
     "Queue",
+    "ReduceReplicas",
     "Reschedule",
     "Scheduler",
     "SchedulerPlugin",
     "Security",
     "Semaphore",
     "SpecCluster",
+    "Status",
     "TimeoutError",
     "UploadDirectory",
     "UploadFile",
@@ -137,16 +165,21 @@ __all__ = [
     "Worker",
     "WorkerPlugin",
     "as_completed",
+    "as_distributed",
     "default_client",
     "fire_and_forget",
     "futures_of",
     "get_client",
     "get_task_stream",
     "get_worker",
+    "local_client",
+    "print",
     "rejoin",
     "rpc",
     "secede",
+    "sync",
     "wait",
+    "warn",
     "worker_client",
 ]
 __version__ = "0.1.0"

@@ -93,8 +93,10 @@ def scheduler(
     preload_argv: tuple[str, ...],
 ) -> None:
     """Run a scheduler until SIGINT or SIGTERM. PRELOAD_ARGV are for the preloads."""
+    from shoal.compat.importing import where_nothing_else_is
     from shoal.programs.servers import Scheduler
 
+    where_nothing_else_is()  # for functions that users run here
     options = {**_preloads(preload, preload_argv), "idle_timeout": idle_timeout}
     _serve(lambda: [Scheduler(host=host, port=port, scheduler_file=scheduler_file, **options)], pid_file)
 
@@ -234,6 +236,30 @@ def _parse_amounts(text: str, option: str) -> dict[str, float]:
         except ValueError:
             raise click.BadParameter(f"write NAME=NUMBER, got {pair!r}", param_hint=option) from None
     return found
+
+
+@main.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@click.option("-m", "module", is_flag=True, help="SCRIPT is the name of a module.")
+@click.argument("script")
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def run(module: bool, script: str, arguments: tuple[str, ...]) -> None:
+    """Run a Python SCRIPT that was written for dask.distributed, with shoal in its place."""
+    import runpy
+    import sys
+
+    from shoal.compat import as_distributed
+
+    as_distributed()
+    logging.getLogger().handlers.clear()
+    sys.argv = [script, *arguments]
+    if module:
+        sys.path.insert(0, "")
+        runpy.run_module(script, run_name="__main__", alter_sys=True)
+        return
+    if not Path(script).exists():
+        raise click.BadParameter(f"there is no file {script!r}", param_hint="SCRIPT")
+    sys.path.insert(0, str(Path(script).resolve().parent))
+    runpy.run_path(script, run_name="__main__")
 
 
 @main.command()

@@ -376,6 +376,16 @@ def write_private(path: Path, text: str) -> None:
     os.replace(draft, path)
 
 
+def stand_for_distributed() -> None:
+    """Have the processes that this one starts take shoal for dask.distributed, too."""
+    os.environ["SHOAL_AS_DISTRIBUTED"] = "1"
+
+
+def stands_for_distributed() -> bool:
+    """Whether this process is to take shoal for dask.distributed."""
+    return bool(os.environ.get("SHOAL_AS_DISTRIBUTED"))
+
+
 def effective_environment(extra: dict[str, Any], overlay: dict[str, Any] | None = None) -> dict[str, str]:
     """The environment of a worker process: ``extra``, then what is set here, then the configured defaults.
 

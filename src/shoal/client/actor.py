@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator
 from functools import partial
 from typing import Any
@@ -49,6 +50,11 @@ class Actor:
         self._cls, self._key, self._worker, self._addresses = cls, key, worker, addresses
         #: Keeps the object alive, in the process of a user.
         self._future: Future | None = None
+
+    @property
+    def client(self) -> Any:
+        """The client through which its methods are called."""
+        return get_client()
 
     @property
     def key(self) -> Any:
@@ -98,12 +104,28 @@ def _revived(cls: type, key: str, worker: str, addresses: list[str]) -> Actor:
     return actor
 
 
-class ActorFuture:
+class BaseActorFuture(ABC):
+    """The result of a call of an actor's method, which can be awaited."""
+
+    @abstractmethod
+    def result(self, timeout: float | None = None) -> Any:
+        """Wait for the result."""
+
+    @abstractmethod
+    def done(self) -> bool:
+        """Whether the call has ended."""
+
+    @abstractmethod
+    def __await__(self) -> Generator[Any, None, Any]:
+        """Wait for the result on an event loop."""
+
+
+class ActorFuture(BaseActorFuture):
     """The result of a call of an actor's method, which was sent when this was made."""
 
     def __init__(self, client: Any, coroutine: Any) -> None:
         self._client = client
-        self._future = asyncio.run_coroutine_threadsafe(coroutine, client.loop)
+        self._future = asyncio.run_coroutine_threadsafe(coroutine, client._connection.loop)
 
     def result(self, timeout: float | None = None) -> Any:
         """Wait for the result.
@@ -119,7 +141,7 @@ class ActorFuture:
             running = asyncio.get_running_loop()
         except RuntimeError:
             running = None
-        if running is self._client.loop and not self.done():
+        if running is self._client._connection.loop and not self.done():
             raise UsageError("result() would wait for ever here; await the future instead")
         return self._future.result(timeout)
 

@@ -17,6 +17,7 @@ from uuid import uuid4
 from shoal import config
 from shoal.client import collections, current
 from shoal.client.connection import Connection
+from shoal.client.io_loop import IOLoop
 from shoal.client.loop import LoopThread, get_loop_thread
 from shoal.client.packing import FunctionCache
 from shoal.errors import ClosedClientError, UsageError
@@ -71,7 +72,11 @@ class ClientBase(ABC):
         self._address, self._scheduler_file, self._cluster_options = address, scheduler_file, kwargs
         if kwargs and (address is not None or scheduler_file is not None):
             raise TypeError(f"Client got unexpected arguments: {', '.join(sorted(kwargs))}")
-        if loop is not None and not isinstance(loop, asyncio.AbstractEventLoop):
+        if (
+            loop is not None
+            and not isinstance(loop, asyncio.AbstractEventLoop | IOLoop)
+            and not hasattr(loop, "add_callback")
+        ):
             raise UsageError(f"loop must be None or an asyncio event loop, got {loop!r}")
         self._functions = FunctionCache()
         self._callbacks: ThreadPoolExecutor | None = None
@@ -80,6 +85,7 @@ class ClientBase(ABC):
         self._handling: set[asyncio.Task[Any]] = set()
         self._took_over = False
         self._connection: Connection = None  # type: ignore[assignment]  # made by _start
+        self._io_loop: IOLoop | None = None
         self._pid = os.getpid()
         if not asynchronous:
             self._thread: LoopThread = get_loop_thread()
@@ -131,10 +137,15 @@ class ClientBase(ABC):
         await connection.open(self._timeout)
         self._connection = connection
         self._status = "running"
+        self._listen()
         current.remember(self, self._set_as_default)
         if self._set_as_default:
             collections.take_over()
             self._took_over = True
+
+    @abstractmethod
+    def _listen(self) -> None:
+        """Hear of what tasks tell all clients."""
 
     @abstractmethod
     def get(self, dsk: Any, keys: Any, **kwargs: Any) -> Any:
@@ -146,9 +157,11 @@ class ClientBase(ABC):
         return self._addresses[0] if getattr(self, "_addresses", None) else "not connected"
 
     @property
-    def loop(self) -> asyncio.AbstractEventLoop:
-        """The event loop that this client runs on."""
-        return self._connection.loop
+    def loop(self) -> IOLoop:
+        """The event loop that this client runs on; it has ``add_callback``, too, as tornado's loops do."""
+        if self._io_loop is None:
+            self._io_loop = IOLoop(self._connection.loop)
+        return self._io_loop
 
     @property
     def asynchronous(self) -> bool:
@@ -190,9 +203,9 @@ class ClientBase(ABC):
 
     def _await(self, coroutine: Coroutine[Any, Any, T]) -> Any:
         """What code on any event loop awaits to have ``coroutine`` run on this client's."""
-        if asyncio.get_running_loop() is self.loop:
+        if asyncio.get_running_loop() is self._connection.loop:
             return coroutine
-        return asyncio.wrap_future(asyncio.run_coroutine_threadsafe(coroutine, self.loop))
+        return asyncio.wrap_future(asyncio.run_coroutine_threadsafe(coroutine, self._connection.loop))
 
     def _check_open(self) -> None:
         if self._pid != os.getpid():

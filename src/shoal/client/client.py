@@ -17,6 +17,7 @@ from shoal.client.graphs import Asking, finalized, graph_tasks, persisted, with_
 from shoal.client.inside import outside
 from shoal.client.keeping import futures_of
 from shoal.client.packing import asking_for, name_of, options_of, own, pack_calls
+from shoal.client.remote import RemoteScheduler
 from shoal.client.shapes import MISSING, fill, find_futures, flatten, reshape
 from shoal.client.sharing import Sharing
 from shoal.core.client.future import FutureRecord
@@ -247,13 +248,13 @@ class Client(Sharing):
 
         What is no collection is returned as it is.
         """
-        from dask.base import is_dask_collection, unpack_collections
+        from dask.base import is_dask_collection
 
         asking = asking_for(priority, retries, workers, allow_other_workers, resources)
         several = isinstance(collections, list | tuple | set)
         found: list[Any] = []
         for one in collections if several else [collections]:
-            if traverse and not is_dask_collection(one) and unpack_collections(one)[0]:
+            if traverse and isinstance(one, list | tuple | set | dict | Iterator):
                 from dask.delayed import delayed
 
                 one = delayed(one)  # noqa: PLW2901 (collections inside of it)
@@ -302,6 +303,11 @@ class Client(Sharing):
     def futures_of(self, futures: Any) -> list[Future]:
         """The futures inside of collections, as :func:`~shoal.futures_of`; one that was cancelled is an error."""
         return futures_of(futures, client=self)
+
+    @property
+    def scheduler(self) -> RemoteScheduler:
+        """The scheduler, to ask questions of it in coroutines: ``await client.scheduler.identity()``."""
+        return RemoteScheduler(self)
 
     def get_executor(self, **kwargs: Any) -> ClientExecutor:
         """The cluster as an executor of :mod:`concurrent.futures`; see :class:`ClientExecutor` for the options."""

@@ -18,6 +18,11 @@ class Computing:
     def __call__(self, dsk: Any, keys: Any, **kwargs: Any) -> Any:
         """Compute ``keys`` of a graph."""
         client = self._client()
+        if client is not None and client.asynchronous:
+            raise RuntimeError(
+                "an asynchronous client cannot compute here, where nobody awaits it: write "
+                "'await client.compute(collection)', or '(scheduler=\"threads\")' to compute in this process"
+            )
         if client is None:
             import dask.threaded
 
@@ -30,13 +35,7 @@ class Computing:
         raise AttributeError(name)
 
     def _client(self) -> Any:
-        found = get_client() if home() is not None else current_client()
-        if found is not None and found.asynchronous:
-            raise RuntimeError(
-                "an asynchronous client cannot compute here, where nobody awaits it: write "
-                "'await client.compute(collection)', or '(scheduler=\"threads\")' to compute in this process"
-            )
-        return found
+        return get_client() if home() is not None else current_client()
 
     def __repr__(self) -> str:
         return "<dask's scheduler: shoal's current client>"

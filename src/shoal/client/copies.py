@@ -18,7 +18,7 @@ logger = logging.getLogger("shoal.client")
 _CRITERIA = ("memory_ratio", "n", "key", "minimum", "target", "attribute")
 
 
-class MemoryManagerProxy:
+class AMMClientProxy:
     """The scheduler's active memory manager, from a client: ``client.amm``.
 
     Examples
@@ -194,9 +194,9 @@ class CopyCalls(AdminCalls):
             raise UsageError(f"{key!r} could not be copied: {why}{more}")
 
     @property
-    def amm(self) -> MemoryManagerProxy:
+    def amm(self) -> AMMClientProxy:
         """The scheduler's active memory manager: start, stop, run once, or ask whether it runs."""
-        return MemoryManagerProxy(self)
+        return AMMClientProxy(self)
 
     def _manage(self, what: str) -> Any:
         self._check_open()

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
+import sys
 import warnings
+from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from shoal.messages import RegisterPlugin, Restart, Subscribe
 from shoal.plugins.base import NannyPlugin, SchedulerPlugin, WorkerPlugin, kind_of
 from shoal.plugins.builtin import ForwardLoggingPlugin, SchedulerUploadFile, UploadFile
 from shoal.shell import serialize
+from shoal.shell.current import process
 from shoal.shell.serialize import event_of
 
 logger = logging.getLogger("shoal.client")
@@ -218,6 +221,11 @@ class Hooks(CopyCalls):
             raise UsageError(f"there is no subscription of topic {topic!r}")
         return self._tell(Subscribe(topic, on=False))
 
+    def _listen(self) -> None:
+        """Hear of what tasks print and warn of for all clients."""
+        self._subscribe("print", _on_print)
+        self._subscribe("warn", _on_warn)
+
     def _on_event(self, event: EventLogged) -> None:
         handler = self._handlers.get(event.topic)
         if handler is None:
@@ -234,6 +242,36 @@ class Hooks(CopyCalls):
         self._handling.discard(task)
         if not task.cancelled() and task.exception() is not None:
             logger.error("the handler of an event failed", exc_info=task.exception())
+
+
+#: What was printed or warned of last: other clients of this process hear of it, too.
+_told: deque[str] = deque(maxlen=1000)
+
+
+def _is_news(told: dict[str, Any]) -> bool:
+    """Whether this process has not printed it yet, as the one that sent it or for another client."""
+    if told["from"] == process() or told["id"] in _told:
+        return False
+    _told.append(told["id"])
+    return True
+
+
+def _on_print(event: tuple[float, Any]) -> None:
+    """A task has printed something for all clients."""
+    told = event[1]
+    if _is_news(told):
+        file = sys.stderr if told["file"] == 2 else sys.stdout
+        file.write(told["text"])
+        if told["flush"]:
+            file.flush()
+
+
+def _on_warn(event: tuple[float, Any]) -> None:
+    """A task has warned all clients."""
+    told = event[1]
+    if _is_news(told):
+        text, kind = serialize.loads_text(told["warning"])
+        warnings.warn(text, kind, stacklevel=2)
 
 
 def _handle_record(event: tuple[float, Any]) -> None:

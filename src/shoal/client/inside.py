@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import builtins
+import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 from shoal.client.current import chosen, get_client
+from shoal.shell import serialize
+from shoal.shell.current import home, process
 from shoal.shell.executor import ThreadExecutor, current_pool
 
 if TYPE_CHECKING:
@@ -42,6 +48,57 @@ def rejoin() -> None:
         Outside of tasks.
     """
     _executor().rejoin()
+
+
+@contextmanager
+def local_client(*args: Any, **kwargs: Any) -> Iterator[Client]:
+    """The old name of :func:`worker_client`."""
+    warnings.warn("local_client is called worker_client now", FutureWarning, stacklevel=3)
+    with worker_client(*args, **kwargs) as client:
+        yield client
+
+
+def print(*args: Any, sep: str | None = " ", end: str | None = "\n", file: Any = None, flush: bool = False) -> None:
+    """Print here and, from inside of a task, in the process of every client.
+
+    Parameters
+    ----------
+    *args, sep, end, flush
+        As for the built-in ``print``.
+    file
+        ``sys.stdout`` (the default) or ``sys.stderr``.
+
+    Raises
+    ------
+    TypeError
+        If it is another file, inside of a task.
+    """
+    here = home()
+    builtins.print(*args, sep=sep, end=end, file=file, flush=flush)
+    if here is None:
+        return
+    if file not in (None, sys.stdout, sys.stderr):
+        raise TypeError(f"file must be sys.stdout or sys.stderr, got {file!r}")
+    text = (" " if sep is None else sep).join(map(str, args)) + ("\n" if end is None else end)
+    where = 2 if file is not None and file is sys.stderr else 1
+    here.program.log_event("print", {"text": text, "file": where, "flush": flush, "from": process(), "id": uuid4().hex})
+
+
+def warn(message: Any, category: type[Warning] = UserWarning, stacklevel: int = 1, source: Any = None) -> None:
+    """Warn here and, from inside of a task, in the process of every client.
+
+    Parameters
+    ----------
+    message, category, stacklevel, source
+        As for :func:`warnings.warn`.
+    """
+    here = home()
+    warnings.warn(message, category, stacklevel + 1, source)
+    if here is None:
+        return
+    kind = type(message) if isinstance(message, Warning) else category
+    sent = serialize.dumps_text((str(message), kind), "the warning")
+    here.program.log_event("warn", {"warning": sent, "text": str(message), "from": process(), "id": uuid4().hex})
 
 
 @contextmanager

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
+from shoal import config
 from shoal.shell.areas import AREAS, KEEP
 from shoal.shell.loops import new_event_loop
 
@@ -57,6 +58,46 @@ class LoopThread:
         except BaseException:
             future.cancel()  # nobody waits for it any more, if this thread was interrupted
             raise
+
+
+def sync(
+    loop: Any,
+    func: Callable[..., Coroutine[Any, Any, T]],
+    *args: Any,
+    callback_timeout: float | None = None,
+    **kwargs: Any,
+) -> T:
+    """Run a coroutine function on an event loop that runs in another thread, and wait for it.
+
+    Parameters
+    ----------
+    loop
+        The event loop, as ``client.loop``.
+    func, *args, **kwargs
+        What to call there.
+    callback_timeout
+        Seconds, or text as ``"10 s"``, to wait.
+
+    Raises
+    ------
+    TimeoutError
+        After ``callback_timeout``.
+    RuntimeError
+        If this is called on that loop, where waiting would never end.
+    """
+    running: asyncio.AbstractEventLoop = getattr(loop, "asyncio_loop", loop)
+    try:
+        here = asyncio.get_running_loop() is running
+    except RuntimeError:
+        here = False
+    if here:
+        raise RuntimeError("sync was called on the event loop that it would wait for; await the coroutine instead")
+    future = asyncio.run_coroutine_threadsafe(func(*args, **kwargs), running)
+    try:
+        return future.result(config.seconds(callback_timeout, "callback_timeout"))
+    except BaseException:
+        future.cancel()
+        raise
 
 
 def get_loop_thread() -> LoopThread:

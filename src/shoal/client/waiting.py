@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import queue
+import threading
 from collections.abc import AsyncIterator, Iterable, Iterator
+from functools import partial
 from time import monotonic
 from typing import Any, NamedTuple
 
-from shoal.client.future import Future
-from shoal.errors import UsageError
+from shoal import config
+from shoal.client.future import Future, failure_of
+from shoal.client.keeping import futures_of
+from shoal.errors import FutureCancelledError, UsageError
 
 ALL_COMPLETED = "ALL_COMPLETED"
 FIRST_COMPLETED = "FIRST_COMPLETED"
@@ -22,8 +26,17 @@ class DoneAndNotDone(NamedTuple):
     not_done: set[Future]
 
 
-def wait(fs: Iterable[Future] | Future, timeout: Any = None, return_when: str = ALL_COMPLETED) -> Any:
+def wait(fs: Any, timeout: Any = None, return_when: str = ALL_COMPLETED) -> Any:
     """Wait until all futures, or the first of them, are done; an awaitable for futures of an asynchronous client.
+
+    Parameters
+    ----------
+    fs
+        Futures in lists, tuples, sets, dicts, iterators, or collections that were persisted.
+    timeout
+        Seconds, or text as ``"5 minutes"``.
+    return_when
+        ``"ALL_COMPLETED"`` or ``"FIRST_COMPLETED"``.
 
     Returns
     -------
@@ -37,7 +50,9 @@ def wait(fs: Iterable[Future] | Future, timeout: Any = None, return_when: str = 
     """
     if return_when not in (ALL_COMPLETED, FIRST_COMPLETED):
         raise UsageError(f"return_when must be {ALL_COMPLETED!r} or {FIRST_COMPLETED!r}, got {return_when!r}")
-    futures = [fs] if isinstance(fs, Future) else list(fs)
+    if isinstance(fs, Iterator):
+        fs = list(fs)
+    futures = futures_of(fs)
     needed = len(futures) if return_when == ALL_COMPLETED else min(1, len(futures))
     completed = as_completed(futures, timeout=timeout)
     if futures and futures[0].client.asynchronous:
@@ -58,6 +73,11 @@ def _split(futures: list[Future]) -> DoneAndNotDone:
     return DoneAndNotDone(done, set(futures) - done)
 
 
+def _go_on(waiter: asyncio.Future[None]) -> None:
+    if not waiter.done():
+        waiter.set_result(None)
+
+
 class as_completed:
     """Iterate over futures in the order in which they are done, with ``for`` or ``async for``.
 
@@ -68,7 +88,7 @@ class as_completed:
     with_results
         Yield pairs of future and result.
     raise_errors
-        With results: raise the error of a failed task, in place of yielding it.
+        With results: raise the error of a failed task; if not, its type, the error and the traceback are yielded.
     timeout
         For the whole iteration: seconds, or text as ``"5 minutes"``.
     """
@@ -82,16 +102,22 @@ class as_completed:
         *,
         timeout: Any = None,
     ) -> None:
-        from shoal.config import seconds
-
-        limit = seconds(timeout, "timeout")
-        self._queue: queue.SimpleQueue[tuple[int, Future]] = queue.SimpleQueue()
-        self._left = 0
-        self._round = 0
+        limit = config.seconds(timeout, "timeout")
+        self.lock = threading.RLock()
+        self._changed = threading.Condition(self.lock)
+        #: How often each future is waited for that is not done yet.
+        self.futures: dict[Future, int] = {}
+        #: Those that are done and were not yielded yet, in order.
+        self.queue: queue.SimpleQueue[Future] = queue.SimpleQueue()
         self._with_results, self._raise_errors = with_results, raise_errors
         self._due = None if limit is None else monotonic() + limit
         self._waiter: asyncio.Future[None] | None = None
         self.update(futures or ())
+
+    @property
+    def condition(self) -> threading.Condition:
+        """Notified when a future is done."""
+        return self._changed
 
     def add(self, future: Future) -> None:
         """Wait for one more."""
@@ -100,50 +126,60 @@ class as_completed:
     def update(self, futures: Iterable[Future]) -> None:
         """Wait for these as well."""
         many = list(futures)
+        by_client: dict[Any, list[Any]] = {}
         for future in many:
             if not isinstance(future, Future):
                 raise TypeError(f"as_completed takes futures, got {type(future).__name__}")
-        self._left += len(many)
-        turn = self._round
-        by_client: dict[Any, list[Any]] = {}
-        for future in many:
-            pair = (future._known, lambda f=future: self._arrived(turn, f))
-            by_client.setdefault(future.client, []).append(pair)
+            by_client.setdefault(future.client, []).append((future._known, partial(self._arrived, future)))
+        with self.lock:
+            for future in many:
+                self.futures[future] = self.futures.get(future, 0) + 1
         for client, pairs in by_client.items():
             client._connection.when_done(pairs)
 
-    def _arrived(self, turn: int, future: Future) -> None:
-        self._queue.put((turn, future))
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
+    def _arrived(self, future: Future) -> None:
+        with self.lock:
+            count = self.futures.pop(future, 0)
+            if not count:
+                return  # it was cleared
+            if count > 1:
+                self.futures[future] = count - 1
+            self.queue.put(future)
+            self._changed.notify_all()
+            self._wake()
+
+    def _wake(self) -> None:
+        waiter, self._waiter = self._waiter, None
+        if waiter is not None:
+            waiter.get_loop().call_soon_threadsafe(_go_on, waiter)
 
     def clear(self) -> None:
         """Forget all futures that were not yielded yet."""
-        self._round += 1
-        self._left = 0
+        with self.lock:
+            self.futures.clear()
+            while not self.queue.empty():
+                self.queue.get()
+            self._changed.notify_all()
+            self._wake()
 
     def count(self) -> int:
         """How many have not been yielded."""
-        return self._left
+        with self.lock:
+            return sum(self.futures.values()) + self.queue.qsize()
 
     def is_empty(self) -> bool:
         """Whether none is left."""
-        return self._left == 0
+        return not self.count()
 
     def has_ready(self) -> bool:
         """Whether one can be had without waiting."""
-        return not self._queue.empty()
+        return not self.queue.empty()
 
-    def _take(self, block: bool) -> Future:
-        while True:
-            left = None if self._due is None else max(0.0, self._due - monotonic())
-            turn, future = self._queue.get(block, left)
-            if turn == self._round:
-                self._left -= 1
-                return future
+    def _left(self) -> float | None:
+        return None if self._due is None else max(0.0, self._due - monotonic())
 
     def _late(self) -> TimeoutError:
-        return TimeoutError(f"{self._left} futures are still pending")
+        return TimeoutError(f"{self.count()} futures are still pending")
 
     def next(self) -> Any:
         """The next one, waiting for it.
@@ -155,31 +191,36 @@ class as_completed:
         TimeoutError
             When the time is over.
         """
-        if not self._left:
-            raise StopIteration
-        try:
-            future = self._take(True)
-        except queue.Empty:
-            raise self._late() from None
+        with self.lock:
+            while self.queue.empty():
+                if not self.futures:
+                    raise StopIteration
+                if not self._changed.wait(self._left()) and self._left() == 0:
+                    raise self._late()
+            future = self.queue.get()
         if not self._with_results:
             return future
         error = future.exception()
-        if error is None:
-            return future, future.result()
+        return (future, future.result()) if error is None else self._failed(future, error)
+
+    def _failed(self, future: Future, error: BaseException) -> tuple[Future, Any]:
+        """What is yielded for a future that failed: with what ``sys.exc_info`` would say, or why it was cancelled."""
         if self._raise_errors:
             raise error
-        return future, error
+        if isinstance(error, FutureCancelledError):
+            return future, error
+        return future, (type(error), error, error.__traceback__)
 
     def next_batch(self, block: bool = True) -> list[Any]:
         """All that are ready, waiting for the first where ``block`` is True."""
-        batch = [self.next()] if block and self._left else []
-        while self._left and self.has_ready():
+        batch = [self.next()] if block and not self.is_empty() else []
+        while self.has_ready():
             batch.append(self.next())
         return batch
 
     def batches(self) -> Iterator[list[Any]]:
         """Iterate over lists of all that are ready."""
-        while self._left:
+        while not self.is_empty():
             yield self.next_batch()
 
     def __iter__(self) -> Iterator[Any]:
@@ -191,25 +232,20 @@ class as_completed:
         return self
 
     async def __anext__(self) -> Any:
-        if not self._left:
-            raise StopAsyncIteration
         while True:
+            with self.lock:
+                if not self.queue.empty():
+                    future = self.queue.get()
+                    break
+                if not self.futures:
+                    raise StopAsyncIteration
+                waiter = self._waiter = asyncio.get_running_loop().create_future()
             try:
-                future = self._take(False)
-                break
-            except queue.Empty:
-                self._waiter = asyncio.get_running_loop().create_future()
-            left = None if self._due is None else max(0.0, self._due - monotonic())
-            try:
-                async with asyncio.timeout(left):
-                    await self._waiter
+                async with asyncio.timeout(self._left()):
+                    await waiter
             except TimeoutError:
                 raise self._late() from None
         if not self._with_results:
             return future
-        error = await future._exception(None)
-        if error is None:
-            return future, await future._result()
-        if self._raise_errors:
-            raise error
-        return future, error
+        error = failure_of(future._known)
+        return (future, await future) if error is None else self._failed(future, error)

@@ -18,6 +18,7 @@ import sys
 from typing import Any
 
 from shoal import config
+from shoal.compat.importing import where_nothing_else_is
 from shoal.errors import StartError
 from shoal.programs.fork_server import plant
 from shoal.programs.nanny import NannyProgram
@@ -35,6 +36,7 @@ def main() -> None:
     config.inherit(options.pop("config"))
     config.extend_import_path(options.pop("sys_path"))
     print_from(options.pop("silence_logs"))
+    where_nothing_else_is()
     # This process was executed with the environment of the workers: what it has imported is what they need.
     forking = plant(fork_imports()) if start_method() == "forkserver" else None
     take_title("shoal cluster")

@@ -101,7 +101,9 @@ def _run(report: int, given: int, recorder: int) -> None:
     faulthandler.enable(all_threads=False)
     take_title(f"shoal worker {options['worker']['name']}")
     from shoal.client.collections import take_over
+    from shoal.compat.importing import where_nothing_else_is
 
+    where_nothing_else_is()
     take_over()  # tasks that compute collections do so on the cluster
     gc.freeze()
     gc.set_threshold(50_000, 20, 100)

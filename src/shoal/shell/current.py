@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import threading
 from typing import Any
 
@@ -15,6 +17,11 @@ class Home:
 
     def __init__(self, program: Any, scheduler: list[str], secret: bytes) -> None:
         self.program, self.scheduler, self.secret = program, scheduler, secret
+
+
+def process() -> str:
+    """What no other process has for a name, on this machine or another."""
+    return f"{socket.gethostname()}:{os.getpid()}"
 
 
 def enter(home: Home | None) -> None:
