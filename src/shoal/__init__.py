@@ -42,6 +42,11 @@ if TYPE_CHECKING:
     from shoal.deploy.spec import SpecCluster as SpecCluster
     from shoal.errors import KilledWorker as KilledWorker
     from shoal.errors import Reschedule as Reschedule
+    from shoal.observe.metadata import get_task_metadata as get_task_metadata
+    from shoal.observe.progress import progress as progress
+    from shoal.observe.report import performance_report as performance_report
+    from shoal.observe.sampler import MemorySampler as MemorySampler
+    from shoal.observe.spans import span as span
     from shoal.plugins.base import NannyPlugin as NannyPlugin
     from shoal.plugins.base import SchedulerPlugin as SchedulerPlugin
     from shoal.plugins.base import WorkerPlugin as WorkerPlugin
@@ -101,6 +106,11 @@ _EXPORTS = {
     "SpecCluster": "shoal.deploy.spec",
     "KilledWorker": "shoal.errors",
     "Reschedule": "shoal.errors",
+    "get_task_metadata": "shoal.observe.metadata",
+    "progress": "shoal.observe.progress",
+    "performance_report": "shoal.observe.report",
+    "MemorySampler": "shoal.observe.sampler",
+    "span": "shoal.observe.spans",
     "NannyPlugin": "shoal.plugins.base",
     "SchedulerPlugin": "shoal.plugins.base",
     "WorkerPlugin": "shoal.plugins.base",
@@ -144,6 +154,7 @@ __all__ = [
     "KilledWorker",
     "LocalCluster",
     "Lock",
+    "MemorySampler",
     "MultiLock",
     "Nanny",
     "NannyPlugin",
@@ -170,13 +181,17 @@ __all__ = [
     "fire_and_forget",
     "futures_of",
     "get_client",
+    "get_task_metadata",
     "get_task_stream",
     "get_worker",
     "local_client",
+    "performance_report",
     "print",
+    "progress",
     "rejoin",
     "rpc",
     "secede",
+    "span",
     "sync",
     "wait",
     "warn",

@@ -15,6 +15,8 @@
     │   ├── KilledWorker                     the workers that ran the task died
     │   ├── NoValidWorkerError               no worker could run it for too long
     │   ├── LostActorError (ValueError)      the worker that held it is gone
+    │   ├── TaskTimeoutError (TimeoutError)  it took too long, and was ended
+    │   ├── TaskProcessDied                  the process that it had of its own ended by itself
     │   ├── LostDataError                    scattered data whose last copy is gone
     │   └── FutureCancelledError (CancelledError)
     ├── StartError                           a process did not come up
@@ -120,6 +122,14 @@ class LostActorError(TaskError, ValueError):
 
 class LostDataError(TaskError):
     """Scattered data, which has no recipe, lost its last copy."""
+
+
+class TaskTimeoutError(TaskError, TimeoutError):
+    """The task took longer than its ``task_timeout``, and was ended."""
+
+
+class TaskProcessDied(TaskError):
+    """The process that a task had of its own (``killable=True``) ended by itself; its worker goes on."""
 
 
 class FutureCancelledError(TaskError, CancelledError):

@@ -101,5 +101,14 @@ def key_group(key: Key) -> str:
     return key[1:].split(",", 1)[0].strip("'\" )")
 
 
+def is_digest(key: Key) -> bool:
+    """Whether a key ends with a digest of what it names, as those do that dask makes.
+
+    >>> is_digest("('sum-0a1b2c3d4e5f', 0, 1)"), is_digest("mine")
+    (True, False)
+    """
+    return _is_token((key_group(key) if key[:1] == "(" else key).rpartition("-")[2])
+
+
 def _is_token(word: str) -> bool:
     return len(word) >= 8 and all(c in "0123456789abcdef" for c in word)

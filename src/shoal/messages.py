@@ -110,7 +110,11 @@ Handshake = Hello | Challenge | Proof | Welcome | Refused
 
 
 class Options(Item):
-    """What a submission asks for beyond running the function; shared by all tasks of one message."""
+    """What a submission asks for beyond running the function; shared by all tasks of one message.
+
+    ``apart``: each in a process of its own, for so many seconds at most (0: without limit). ``span``, ``span_ids``:
+    names and ids of the spans around it, the outermost first.
+    """
 
     priority: int = 0
     retries: int = 0
@@ -119,6 +123,9 @@ class Options(Item):
     resources: dict[str, float] | None = None
     executor: str = ""
     actor: bool = False
+    apart: float | None = None
+    span: list[str] | None = None
+    span_ids: list[str] | None = None
 
 
 class TaskSpec(Item):
@@ -161,10 +168,14 @@ class ComputeTask(Item):
     resources: dict[str, float] | None = None
     edition: int = 0
     executor: str = ""
+    apart: float | None = None
 
 
 class TaskDone(Item):
-    """One finished execution, or a value that was already here when it was asked for."""
+    """One finished execution, or a value that was already here when it was asked for.
+
+    ``peak`` is by how many bytes its process grew meanwhile, as far as that was seen.
+    """
 
     key: str
     attempt: int
@@ -174,6 +185,7 @@ class TaskDone(Item):
     stop: float
     value: Any = None
     thread: int = -1
+    peak: int = 0
 
 
 class KeyInfo(Item):
@@ -192,6 +204,7 @@ class Done(Item):
     nbytes: int
     type: str
     value: Any = None
+    peak: int = 0
 
 
 class TaskError(Item):
@@ -574,6 +587,7 @@ class Failed(Message):
     stop: float
     error: TaskError
     thread: int = -1
+    peak: int = 0
 
 
 class Rescheduled(Message):

@@ -82,6 +82,8 @@ class Client(Sharing):
         actor: bool = False,
         actors: bool = False,
         pure: bool = True,
+        killable: bool | None = None,
+        task_timeout: Any = None,
         **kwargs: Any,
     ) -> Future:
         """Run ``func(*args, **kwargs)`` on a worker. Futures among the arguments are replaced by their results.
@@ -105,6 +107,12 @@ class Client(Sharing):
             Make an object that stays on its worker, and give an :class:`~shoal.Actor` that stands for it.
         pure
             Whether the same call gives the same result, so that it has the same key.
+        killable
+            Give it a process of its own, which is ended when the task is cancelled. Its worker outlives whatever it
+            does; arguments and results are copied between the two. For graphs: ``dask.annotate(killable=True)``.
+        task_timeout
+            How long it may take, as ``"10 s"``; then it fails with :class:`~shoal.errors.TaskTimeoutError`. It has a
+            process of its own, which is ended. For graphs: ``dask.annotate(timeout="10 s")``.
 
         Raises
         ------
@@ -114,7 +122,9 @@ class Client(Sharing):
             If an argument is a future of another client, or of a closed one.
         """
         actor = actor or actors
-        options = options_of(priority, retries, workers, allow_other_workers, resources, actor)
+        options = options_of(
+            priority, retries, workers, allow_other_workers, resources, actor, None, killable, task_timeout
+        )
         if actor:
             func, pure = MakeActor(func), False
         fifo = _fifo(fifo_timeout)
@@ -135,6 +145,8 @@ class Client(Sharing):
         actors: bool = False,
         pure: bool = True,
         batch_size: int | None = None,
+        killable: bool | None = None,
+        task_timeout: Any = None,
         **kwargs: Any,
     ) -> list[Future]:
         """Run ``func`` on each tuple of the zipped iterables; return a list of futures.
@@ -155,7 +167,9 @@ class Client(Sharing):
         if batch_size is not None and batch_size < 1:
             raise UsageError(f"batch_size must be at least 1, got {batch_size!r}")
         actor = actor or actors
-        options = options_of(priority, retries, workers, allow_other_workers, resources, actor)
+        options = options_of(
+            priority, retries, workers, allow_other_workers, resources, actor, None, killable, task_timeout
+        )
         if actor:
             func, pure = MakeActor(func), False
         size, fifo = batch_size or max(len(calls), 1), _fifo(fifo_timeout)

@@ -14,7 +14,9 @@ from shoal.errors import FutureCancelledError
 if TYPE_CHECKING:
     from shoal.client.client import Client
 
-_OPTIONS = frozenset({"allow_other_workers", "priority", "pure", "resources", "retries", "timeout", "workers"})
+_OPTIONS = frozenset(
+    {"allow_other_workers", "killable", "priority", "pure", "resources", "retries", "task_timeout", "workers"}
+)
 
 
 class _Call(concurrent.futures.Future[Any]):
@@ -69,7 +71,7 @@ class ClientExecutor(concurrent.futures.Executor):
         Of the cluster.
     **kwargs
         For all calls, as for :meth:`Client.submit`: ``workers``, ``resources``, ``retries``, ``priority``,
-        ``allow_other_workers``, ``timeout``, ``pure`` (False, unless it is given).
+        ``allow_other_workers``, ``killable``, ``task_timeout``, ``pure`` (False, unless it is given).
 
     Raises
     ------

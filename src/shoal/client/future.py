@@ -103,6 +103,15 @@ class Future:
         """Name of the result's type, once it is known."""
         return self._known.type
 
+    @property
+    def peak_memory(self) -> int | None:
+        """By how many bytes the task's process grew while it ran, once it is done; None where that was not seen.
+
+        Tasks that take less than 50 ms are not looked at. Those that run in the same worker at the same time count for
+        each other, but for tasks with a process of their own (``killable=True``), of which it is exact.
+        """
+        return self._known.peak or None
+
     def done(self) -> bool:
         """Whether it is not pending any more."""
         return not self._known.pending

@@ -9,13 +9,16 @@ from collections.abc import Callable
 from typing import Any, Final
 from uuid import uuid4
 
+from shoal import config
 from shoal.client.future import Future
 from shoal.errors import ForeignFutureError, UsageError
 from shoal.ids import key_to_wire
 from shoal.messages import DropFunctions, Options, TaskSpec
 from shoal.shell import serialize
 
-_ANNOTATIONS: Final = frozenset({"priority", "retries", "workers", "allow_other_workers", "resources", "executor"})
+_ANNOTATIONS: Final = frozenset(
+    {"span", "priority", "retries", "workers", "allow_other_workers", "resources", "executor", "killable", "timeout"}
+)
 
 #: Functions that a client and the scheduler remember for it; the ones used longest ago are forgotten.
 FUNCTIONS_KEPT: Final = 1000
@@ -141,6 +144,9 @@ def options_of(
     resources: dict[str, float] | None = None,
     actor: bool = False,
     executor: str | None = None,
+    killable: bool | None = None,
+    timeout: Any = None,
+    span: dict[str, Any] | None = None,
 ) -> Options:
     """Check what a submission asks for beyond the function; what is not given comes from ``dask.annotate``.
 
@@ -150,6 +156,8 @@ def options_of(
         Naming the argument that makes no sense.
     """
     noted = _annotations()
+    if span is not None:
+        noted["span"] = span
     priority = noted.get("priority", 0) if priority is None else priority
     retries = noted.get("retries", 0) if retries is None else retries
     if workers is None:
@@ -174,7 +182,17 @@ def options_of(
         raise UsageError(f"executor must be the name of a pool of threads, got {executor!r}")
     named = None if workers is None else [str(worker) for worker in workers]
     executor = "" if executor == "default" else executor
-    return Options(int(priority), retries, named, bool(allow_other_workers), resources, executor, actor)
+    limit = config.seconds(noted.get("timeout") if timeout is None else timeout, "task_timeout")
+    if limit is not None and limit <= 0:
+        raise UsageError(f"task_timeout must be more than 0 seconds, got {timeout!r}")
+    apart = limit if limit is not None else 0.0 if (noted.get("killable") if killable is None else killable) else None
+    if apart is not None and (actor or executor):
+        raise UsageError("killable and task_timeout are not for actors, nor for tasks of another executor")
+    around = noted.get("span") or {}
+    names, ids = list(around.get("name", ())) or None, list(around.get("ids", ())) or None
+    return Options(
+        int(priority), retries, named, bool(allow_other_workers), resources, executor, actor, apart, names, ids
+    )
 
 
 def asking_for(

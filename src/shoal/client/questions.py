@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from time import time
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -12,9 +12,10 @@ from shoal.client import dump
 from shoal.client.future import Future
 from shoal.client.hooks import Hooks
 from shoal.errors import UsageError
-from shoal.ids import key_from_wire, key_to_wire
+from shoal.ids import key_from_wire, key_prefix, key_to_wire
 from shoal.messages import RunFunction
-from shoal.shell import inspection, serialize
+from shoal.shell import hardware, inspection, pages, serialize
+from shoal.shell.profiler import merge
 
 T = TypeVar("T")
 
@@ -129,7 +130,15 @@ class Questions(Hooks):
         """As :meth:`get_worker_logs`, of the nannies: starts, deaths and their reasons."""
         return self.get_worker_logs(n, nannies, nanny=True)
 
-    def get_task_stream(self, start: Any = None, stop: Any = None, count: int | None = None) -> Any:
+    def get_task_stream(
+        self,
+        start: Any = None,
+        stop: Any = None,
+        count: int | None = None,
+        plot: bool | str = False,
+        filename: str = "task-stream.html",
+        bokeh_resources: Any = None,
+    ) -> Any:
         """When each task ran where: executions that ended lately, oldest first.
 
         Parameters
@@ -138,17 +147,149 @@ class Questions(Hooks):
             Seconds since 1970; text as ``"5 minutes"`` is so long ago.
         count
             No more than so many, the newest.
+        plot
+            True also returns a page that shows it (in a notebook, by itself); ``"save"`` writes that into a file.
+        filename
+            Of that file.
+        bokeh_resources
+            Accepted: the page has all that it needs within it.
 
         Returns
         -------
         list of dict
             ``key``, ``worker`` (its address), ``thread`` (its number there), ``status`` (``"OK"`` or ``"error"``),
             ``startstops`` (a list with one ``{"action": "compute", "start": …, "stop": …}``, seconds since 1970),
-            ``nbytes`` and ``type`` of the result.
+            ``nbytes`` and ``type`` of the result, ``peak_memory`` (by how many bytes the worker's process grew
+            meanwhile; 0 where it was too short to tell).
         """
-        return self._query(
-            "task_stream", _stream, start=_moment(start, "start"), stop=_moment(stop, "stop"), count=count
-        )
+
+        def shape(rows: list[list[Any]]) -> Any:
+            found = _stream(rows)
+            return (found, _drawn(found, plot, filename)) if plot else found
+
+        return self._query("task_stream", shape, start=_moment(start, "start"), stop=_moment(stop, "stop"), count=count)
+
+    def spans(self) -> Any:
+        """What the tasks of each :func:`~shoal.span` took, with those inside of it: a list of dicts, oldest first."""
+        return self._query("spans", list)
+
+    def profile(
+        self,
+        key: str | None = None,
+        start: Any = None,
+        stop: Any = None,
+        workers: Any = None,
+        merge_workers: bool = True,
+        plot: bool | str = False,
+        filename: str | None = None,
+        server: bool = False,
+        scheduler: bool = False,
+    ) -> Any:
+        """Where the code of tasks was: what a look at their stacks every 10 ms saw.
+
+        Parameters
+        ----------
+        key
+            A task prefix; all by default.
+        start, stop
+            Seconds since 1970; text as ``"5 minutes"`` is so long ago.
+        workers
+            Addresses or names; all by default.
+        merge_workers
+            False returns a tree for each worker, by address.
+        plot
+            True also returns a page that shows it (in a notebook, by itself); ``"save"`` writes that into a file.
+        filename
+            Of that file; given one, it is written.
+        server, scheduler
+            Must be False: the event loops of workers and scheduler are not looked at (use py-spy).
+
+        Returns
+        -------
+        dict
+            A tree, as ``shell/profiler.py`` describes it.
+
+        Raises
+        ------
+        UsageError
+            If ``server`` or ``scheduler`` is asked for.
+        """
+        if server or scheduler:
+            raise UsageError("event loops are not profiled: use 'py-spy record --pid' on the process in question")
+        since, until = _moment(start, "start"), _moment(stop, "stop")
+
+        async def ask() -> Any:
+            told = await self._ask_workers(inspection.profile, key, since, until, workers=_names(workers))
+            if not merge_workers:
+                return told
+            tree = merge(told.values())
+            if not (plot or filename):
+                return tree
+            page = pages.Page("shoal profile", pages.profile(tree))
+            if plot == "save" or filename:
+                page.save(filename or "dask-profile.html")
+            return tree, page
+
+        self._check_open()
+        return self._sync(ask())
+
+    def get_versions(self, check: bool = False, packages: Sequence[str] | None = None) -> Any:
+        """Versions of Python and of packages, here, at the scheduler and on the workers.
+
+        Parameters
+        ----------
+        check
+            Whether a difference is an error.
+        packages
+            Further packages to look at.
+
+        Returns
+        -------
+        dict
+            ``"client"``, ``"scheduler"``, and ``"workers"`` by address: each with ``"host"`` and ``"packages"``.
+
+        Raises
+        ------
+        UsageError
+            If ``check`` and they differ, naming all that do.
+        """
+        names = list(packages or ())
+
+        async def ask() -> dict[str, Any]:
+            payload = serialize.dumps((inspection.versions, (names,), {}), "the function")
+            found = {
+                "scheduler": await self._run_on_scheduler(payload),
+                "workers": await self._ask_workers(inspection.versions, names),
+                "client": inspection.versions(names),
+            }
+            if check and (told := inspection.differences(found)):
+                raise UsageError("versions differ:\n" + told)
+            return found
+
+        self._check_open()
+        return self._sync(ask())
+
+    def benchmark_hardware(self) -> Any:
+        """Measure memory and disk of the workers, and the network between them: bytes a second, by size.
+
+        Returns
+        -------
+        dict
+            ``"memory"`` (copying), ``"disk"`` (writing) and ``"network"`` (from worker to worker): each a mapping of
+            sizes, as ``"1 MiB"``, to bytes a second, the mean of all workers.
+        """
+
+        async def ask() -> dict[str, dict[str, float]]:
+            found: dict[str, dict[str, float]] = {}
+            for what, measure in (("disk", hardware.disk), ("memory", hardware.memory), ("network", hardware.network)):
+                peers = [[w[0], w[1]] for w in await self._connection.ask("put_targets", workers=None)]
+                told = (await self._ask_workers(measure, peers)).values()
+                sizes = {size: [one[size] for one in told if size in one] for one in told for size in one}
+                found[what] = {size: sum(rates) / len(rates) for size, rates in sizes.items() if rates}
+            return found
+
+        self._check_open()
+        return self._sync(ask())
 
     def dump_cluster_state(
         self, filename: str = "dask-cluster-dump", exclude: Iterable[str] = (), format: str = "msgpack"
@@ -198,9 +339,11 @@ class get_task_stream:
     ----------
     client
         The current one by default.
+    plot, filename
+        As for :meth:`Client.get_task_stream`; the page is ``figure`` afterwards.
     """
 
-    def __init__(self, client: Any = None) -> None:
+    def __init__(self, client: Any = None, plot: bool | str = False, filename: str = "task-stream.html") -> None:
         if client is None:
             from shoal.client.current import get_client
 
@@ -208,14 +351,20 @@ class get_task_stream:
         self.client = client
         #: As :meth:`Client.get_task_stream` returns it, once the block is left.
         self.data: list[dict[str, Any]] = []
-        self._start = 0.0
+        self.figure: pages.Page | None = None
+        self._start, self._plot, self._filename = 0.0, plot, filename
 
     def __enter__(self) -> Self:
         self._start = time()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        self.data += self.client.get_task_stream(start=self._start)
+        self._fill(self.client.get_task_stream(start=self._start))
+
+    def _fill(self, rows: list[dict[str, Any]]) -> None:
+        self.data += rows
+        if self._plot:
+            self.figure = _drawn(self.data, self._plot, self._filename)
 
     async def __aenter__(self) -> Self:
         return self.__enter__()
@@ -223,7 +372,7 @@ class get_task_stream:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
     ) -> None:
-        self.data += await self.client.get_task_stream(start=self._start)
+        self._fill(await self.client.get_task_stream(start=self._start))
 
 
 def _moment(value: Any, name: str) -> float | None:
@@ -233,6 +382,13 @@ def _moment(value: Any, name: str) -> float | None:
     if value is not None and not isinstance(value, int | float):
         raise UsageError(f"{name} must be seconds since 1970, or text as '5 minutes', got {value!r}")
     return value
+
+
+def _drawn(rows: list[dict[str, Any]], plot: bool | str, filename: str) -> pages.Page:
+    page = pages.Page("shoal task stream", pages.task_stream(rows, lambda key: key_prefix(key_to_wire(key))))
+    if plot == "save":
+        page.save(filename)
+    return page
 
 
 def _stream(rows: list[list[Any]]) -> list[dict[str, Any]]:
@@ -245,8 +401,9 @@ def _stream(rows: list[list[Any]]) -> list[dict[str, Any]]:
             "startstops": [{"action": "compute", "start": began, "stop": ended}],
             "nbytes": nbytes,
             "type": kind,
+            "peak_memory": peak,
         }
-        for key, worker, thread, status, began, ended, nbytes, kind in rows
+        for key, worker, thread, status, began, ended, nbytes, kind, peak in rows
     ]
 
 

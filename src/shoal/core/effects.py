@@ -46,12 +46,17 @@ class Run(Effect):
     deps: list[str]
     inline: bool
     executor: str = ""
+    apart: float | None = None
 
 
 class CancelRun(Effect):
-    """Do not start these if no thread has begun them yet; they are reported all the same."""
+    """Do not start these if no thread has begun them yet; they are reported all the same.
+
+    ``kill``: end those that run in processes of their own.
+    """
 
     keys: list[str]
+    kill: bool = False
 
 
 class Fetch(Effect):

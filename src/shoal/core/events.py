@@ -49,7 +49,7 @@ class Outcome(Event):
     """A thread ended (or skipped) an execution."""
 
     key: str
-    status: str  # "ok" | "error" | "reschedule" | "skipped"
+    status: str  # "ok" | "error" | "reschedule" | "skipped" | "killed" (nobody wanted it, so its process was ended)
     nbytes: int = 0
     type: str = ""
     start: float = 0.0
@@ -58,6 +58,8 @@ class Outcome(Event):
     error: Any = None
     #: Number of the thread, from 0 on; -1 where that is not known.
     thread: int = -1
+    #: By how many bytes the process grew meanwhile; 0 where it was too short to tell.
+    peak: int = 0
 
 
 class Outcomes(Event):

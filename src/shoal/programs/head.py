@@ -18,13 +18,12 @@ import sys
 from typing import Any
 
 from shoal import config
-from shoal.compat.importing import where_nothing_else_is
 from shoal.errors import StartError
 from shoal.programs.fork_server import plant
 from shoal.programs.nanny import NannyProgram
+from shoal.programs.preparing import expect_imports, take_title
 from shoal.programs.processes import ForkServer, fork_imports, start_method
 from shoal.programs.scheduler import SchedulerProgram
-from shoal.programs.worker_main import take_title
 from shoal.shell.logs import print_from
 from shoal.shell.loops import new_event_loop
 from shoal.shell.network import local_address
@@ -36,7 +35,7 @@ def main() -> None:
     config.inherit(options.pop("config"))
     config.extend_import_path(options.pop("sys_path"))
     print_from(options.pop("silence_logs"))
-    where_nothing_else_is()
+    expect_imports()
     # This process was executed with the environment of the workers: what it has imported is what they need.
     forking = plant(fork_imports()) if start_method() == "forkserver" else None
     take_title("shoal cluster")

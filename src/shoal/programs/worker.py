@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import json
 import logging
 import os
@@ -36,7 +35,6 @@ from shoal.core.events import (
     Outcome,
     Outcomes,
     Pressure,
-    PutDone,
     Received,
     Rejoined,
     Seceded,
@@ -44,21 +42,15 @@ from shoal.core.events import (
 )
 from shoal.core.worker.fetching import hosts_of
 from shoal.core.worker.reactor import WorkerCore
-from shoal.errors import LinkError, SerializationError, StartError
+from shoal.errors import LinkError, StartError
 from shoal.messages import (
-    ActorCall,
-    Answer,
     AskRetirement,
     Bye,
-    Data,
     FromPeer,
-    GetData,
     Heartbeat,
     Leave,
-    PutData,
     RegisterWorker,
     Retired,
-    Returned,
     ToPeer,
     ToWorker,
     Unknown,
@@ -67,10 +59,11 @@ from shoal.messages import (
 from shoal.programs.calls import call_user
 from shoal.programs.lifetime import Lifetime
 from shoal.programs.plugins import Plugins
-from shoal.shell import direct
+from shoal.programs.serving import Serving
 from shoal.shell.actors import Actors
 from shoal.shell.addresses import Listening, listen_at_one
 from shoal.shell.areas import AREAS
+from shoal.shell.cells import Cells
 from shoal.shell.current import Home
 from shoal.shell.driver import Driver
 from shoal.shell.executor import ThreadExecutor
@@ -80,11 +73,12 @@ from shoal.shell.loops import first_of, in_thread
 from shoal.shell.memory_manager import MemoryManager, give_back
 from shoal.shell.network import Server, dial_lasting, listen, local_address
 from shoal.shell.peers import PeerPool
+from shoal.shell.profiler import Profiler
 from shoal.shell.recorder import SECEDED, Recorder
 from shoal.shell.scratch import Scratch
-from shoal.shell.serialize import event_of, payload_nbytes
+from shoal.shell.serialize import event_of
 from shoal.shell.spill import Disk
-from shoal.shell.store import Pickled, ValueStore
+from shoal.shell.store import ValueStore
 
 logger = logging.getLogger("shoal.worker")
 
@@ -103,7 +97,7 @@ class Supervision(NamedTuple):
     nanny_directory: str
 
 
-class WorkerProgram:
+class WorkerProgram(Serving):
     """Runs a :class:`WorkerCore` on the current event loop.
 
     Parameters
@@ -138,6 +132,7 @@ class WorkerProgram:
         lifetime: Lifetime | None = None,
         public: Any = None,
     ) -> None:
+        super().__init__(memory_limit)
         loop = asyncio.get_running_loop()
         if memory_limit:
             AREAS.most_idle = min(AREAS.most_idle, memory_limit // 20)
@@ -163,9 +158,6 @@ class WorkerProgram:
         most = config.get("distributed.worker.memory.max-spill", False)
         disk = Disk(Path(self.local_directory) / "spilled", config.nbytes(most, "max-spill") if most else 0)
         self.store = ValueStore(disk if memory_limit else None)
-        name = "distributed.worker.memory.transfer"
-        #: Bytes that may be on the way from peers; 0 is no limit.
-        self._transfer = int(config.fraction(config.get(name, 0.1), name) * memory_limit)
         self.memory_manager = MemoryManager(self.store, memory_limit, self._on_pressure)
         total = nthreads + sum(self.executors.values())
         written = None if supervision is None else Recorder(supervision.recorder, total)
@@ -174,6 +166,16 @@ class WorkerProgram:
         self._public = public if public is not None else self
         home = Home(self._public, scheduler, secret)
         self.actors = Actors(home)
+        prefix = "distributed.worker.profile."
+        self.profiler = Profiler(
+            self.running,
+            bool(config.get(prefix + "enabled", True)),
+            config.seconds(config.get(prefix + "interval", 0.01), prefix + "interval") or 0.01,
+            config.seconds(config.get(prefix + "cycle", 1.0), prefix + "cycle") or 1.0,
+        )
+        self._cells = Cells(
+            lambda: (self.id, self.name, self.address, scheduler, secret, config.export(), config.import_path())
+        )
         self._pools = {
             pool: ThreadExecutor(
                 size,
@@ -187,6 +189,8 @@ class WorkerProgram:
                 home,
                 numbers,
                 self.memory_manager.make_room if memory_limit else None,
+                self.profiler,
+                self._cells,
             )
             for pool, size in {"": nthreads, **self.executors}.items()
         }
@@ -197,10 +201,6 @@ class WorkerProgram:
         self.logs = LogKeeper(config.log_length())
         self.logs.attach("shoal.worker", "shoal.link", "shoal.driver", "shoal.plugins")
         self.lifetime = lifetime or Lifetime()
-        self._reading = asyncio.Semaphore(1)
-        #: Requests of clients that put data here, which are answered once the scheduler has heard of it.
-        self._puts: dict[int, tuple[Link, int]] = {}
-        self._put_numbers = itertools.count(1)
         self._scheduler = scheduler
         self._up = Identity("worker", self.id, secret, {"scheduler": ToWorker})
         self._serve = Identity("worker", self.id, secret, {"worker": FromPeer, "client": FromPeer})
@@ -208,10 +208,6 @@ class WorkerProgram:
         self._link: Link | None = None
         self._servers: list[Server] = []
         self._inbound: set[Link] = set()
-        #: Bytes of values that came from peers and clients, and that went to them.
-        self.bytes_in = self.bytes_out = 0
-        #: Payloads that peers are reading from this process's memory, by their link and the number of the request.
-        self._lent: dict[tuple[Link, int], list[Any]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._loop = loop
         self._heartbeat: asyncio.TimerHandle | None = None
@@ -320,8 +316,7 @@ class WorkerProgram:
 
     def _on_peer_closed(self, link: Link, reason: str) -> None:
         self._inbound.discard(link)
-        for lent in [lent for lent in self._lent if lent[0] is link]:
-            del self._lent[lent]
+        self._forget_lent(link)
 
     def _on_messages(self, link: Link, messages: list[Any]) -> None:
         for number, message in enumerate(messages):
@@ -413,7 +408,7 @@ class WorkerProgram:
                     give_back()
             case CancelRun():
                 for pool in self._pools.values():
-                    pool.cancel(effect.keys)
+                    pool.cancel(effect.keys, effect.kill)
             case Fetch():
                 self._spawn(self._fetch(effect))
             case CallUser():
@@ -455,119 +450,6 @@ class WorkerProgram:
         got = self._keep(answer.items)
         self.driver.push(FetchDone(effect.peer, got, answer.missing, answer.errors, answer.editions))
 
-    def _keep(self, items: dict[str, Any]) -> list[tuple[str, int, str]]:
-        """Store values that came from elsewhere; return their keys and sizes as the core wants them."""
-        kept = []
-        for key, payload in items.items():
-            nbytes = payload_nbytes(payload)
-            self.store.put(key, Pickled(payload), nbytes)
-            self.bytes_in += nbytes
-            kept.append((key, nbytes, ""))
-        self.memory_manager.check()
-        self._limit_transfers()
-        return kept
-
-    def _limit_transfers(self) -> None:
-        """Have less on the way while values are spilled."""
-        if self._transfer:
-            self.core.fetcher.limit(self._transfer // 4 if self.memory_manager.over_target else self._transfer)
-
-    def _on_peer_messages(self, link: Link, messages: list[Any]) -> None:
-        for message in messages:
-            if isinstance(message, GetData):
-                spilled = [key for key in message.keys if self.store.is_on_disk(key)]
-                if spilled:
-                    self._spawn(self._read_files(link, message, spilled))
-                else:
-                    link.send(self._read(link, message))
-            elif isinstance(message, Returned):
-                self._lent.pop((link, message.lent), None)
-                link.send(Answer(message.rid, "OK"))
-            elif isinstance(message, PutData):
-                self._on_put(link, message)
-            elif isinstance(message, ActorCall):
-                self._spawn(self._call_actor(link, message))
-            elif isinstance(message, Bye):
-                link.close()
-
-    def _on_put(self, link: Link, message: PutData) -> None:
-        """A client puts data here; it is answered once the scheduler knows."""
-        if self.core.leaving:
-            link.send(Answer(message.rid, "leaving"))
-            return
-        number = next(self._put_numbers)
-        self._puts[number] = (link, message.rid)
-        taken = {key: payload for key, payload in message.items.items() if self.core.takes(key)}
-        refused = [key for key in message.items if key not in taken]
-        self.driver.push(PutDone(message.client, self._keep(taken), refused, number))
-
-    def _answer_put(self, number: int, what: str) -> None:
-        link, rid = self._puts.pop(number)
-        if not link.closed:
-            link.send(Answer(rid, what))
-
-    async def _call_actor(self, link: Link, message: ActorCall) -> None:
-        link.send(Answer(message.rid, await self.actors.call(message.key, message.name, message.payload)))
-
-    async def _read_files(self, link: Link, message: GetData, keys: list[str]) -> None:
-        """Answer with values of which some are on disk: they are read in a thread, as many as fit the answer."""
-        payloads: dict[str, Any] = {}
-
-        def read() -> None:
-            size = 0
-            for key in keys:
-                if size and message.max_bytes and size > message.max_bytes:
-                    return
-                try:
-                    payloads[key] = self.store.dump(key)
-                    size += payload_nbytes(payloads[key])
-                except KeyError:
-                    pass  # it was dropped meanwhile, and is missing
-                except (SerializationError, OSError) as error:
-                    payloads[key] = error.with_traceback(None)  # which would keep what was read of the file
-
-        async with self._reading:  # others wait: what is read for all of them at once might not fit into memory
-            await in_thread(read)
-        for key, payload in payloads.items():
-            if isinstance(payload, OSError):
-                self._on_lost(key, str(payload))
-        link.send(self._read(link, message, payloads))
-
-    def _read(self, link: Link, message: GetData, payloads: dict[str, Any] | None = None) -> Data:
-        answer = Data(message.rid, {}, [], {})
-        size = 0
-        for key in message.keys:
-            record = self.core.keys.get(key)
-            if record is None or key not in self.store:
-                answer.missing.append(key)
-                continue
-            if size and message.max_bytes and size > message.max_bytes:
-                break
-            payload = payloads.get(key) if payloads is not None else None
-            if payload is None:
-                if self.store.is_on_disk(key):
-                    continue  # it was spilled meanwhile, or did not fit: it is asked for again
-                try:
-                    payload = self.store.dump(key)
-                except SerializationError as error:
-                    payload = error
-            if isinstance(payload, OSError):
-                answer.missing.append(key)
-                continue
-            if isinstance(payload, SerializationError):
-                answer.errors[key] = str(payload)
-                continue
-            nbytes = payload_nbytes(payload)
-            size += nbytes
-            answer.editions[key] = record.edition
-            self.bytes_out += nbytes
-            if message.direct and nbytes >= direct.SMALLEST:
-                self._lent.setdefault((link, message.rid), []).append(payload)
-                answer.lent[key] = direct.describe(payload.frames)
-            else:
-                answer.items[key] = payload
-        return answer
-
     async def close(self, reason: str = "closed") -> None:
         """Say goodbye and let go of everything."""
         if self._heartbeat is not None:
@@ -585,6 +467,8 @@ class WorkerProgram:
         self._peers.close()
         for pool in self._pools.values():
             pool.close()
+        self.profiler.close()
+        self._cells.close()
         self.actors.close()
         self.logs.close()
         self.memory_manager.close()

@@ -20,11 +20,10 @@ import traceback
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from setproctitle import setproctitle
-
 from shoal import config
 from shoal.errors import StartError
 from shoal.programs.joining import SUPERVISION, Worker, retire_timeout
+from shoal.programs.preparing import expect_tasks, take_title
 from shoal.programs.worker import Supervision
 from shoal.shell import serialize
 from shoal.shell.logs import print_from
@@ -100,22 +99,11 @@ def _run(report: int, given: int, recorder: int) -> None:
     print_from(options["worker"].pop("silence_logs", None) or logging.WARNING)
     faulthandler.enable(all_threads=False)
     take_title(f"shoal worker {options['worker']['name']}")
-    from shoal.client.collections import take_over
-    from shoal.compat.importing import where_nothing_else_is
-
-    where_nothing_else_is()
-    take_over()  # tasks that compute collections do so on the cluster
+    expect_tasks()
     gc.freeze()
     gc.set_threshold(50_000, 20, 100)
     with asyncio.Runner(loop_factory=new_event_loop) as runner:
         runner.run(_serve(options, report, recorder))
-
-
-def take_title(title: str) -> None:
-    """Show in ``ps`` what this is; the environment, as /proc shows it, is left alone."""
-    os.environ["SPT_NOENV"] = "1"
-    setproctitle(title)
-    del os.environ["SPT_NOENV"]
 
 
 async def _serve(options: dict[str, Any], report: int, recorder: int) -> None:

@@ -15,10 +15,13 @@ from shoal.core.effects import Run
 from shoal.core.events import Outcome
 from shoal.errors import Reschedule, SerializationError
 from shoal.ids import key_from_wire
+from shoal.messages import TaskError
 from shoal.shell import current, serialize
+from shoal.shell.cells import Cells, Killed
 from shoal.shell.current import Home
+from shoal.shell.profiler import Profiler
 from shoal.shell.recorder import Recorder
-from shoal.shell.store import Held, LostValueError, ValueStore
+from shoal.shell.store import Held, LostValueError, Pickled, ValueStore
 
 _local = threading.local()
 
@@ -58,6 +61,10 @@ class ThreadExecutor:
         Numbers for threads, shared by all pools of a process, the next to be given last.
     make_room
         Called in the thread when values came into memory.
+    profiler
+        Told of when tasks begin and end.
+    cells
+        Processes for tasks that may have to be ended.
     """
 
     def __init__(
@@ -73,9 +80,12 @@ class ThreadExecutor:
         home: Home | None = None,
         numbers: list[int] | None = None,
         make_room: Callable[[], None] | None = None,
+        profiler: Profiler | None = None,
+        cells: Cells | None = None,
     ) -> None:
         self._store, self._loop, self._on_done, self._inline_bytes = store, loop, on_done, inline_bytes
         self._recorder, self._home, self._make_room = recorder, home, make_room
+        self._profiler, self._cells = profiler, cells
         self._queue: queue.SimpleQueue[tuple[Run, dict[str, Held]] | threading.Event | None] = queue.SimpleQueue()
         #: What each thread is in, by its identity.
         self._inside: dict[int, str] = {}
@@ -103,9 +113,11 @@ class ThreadExecutor:
     def submit(self, run: Run) -> None:
         self._queue.put((run, self._store.take(run.deps)))
 
-    def cancel(self, keys: Sequence[str]) -> None:
-        """Skip these if no thread has begun them."""
+    def cancel(self, keys: Sequence[str], kill: bool = False) -> None:
+        """Skip these if no thread has begun them; ``kill``: end those that run in processes of their own."""
         self._cancelled.update(keys)
+        if kill and self._cells is not None:
+            self._cells.kill(keys)
 
     def functions(self, functions: dict[str, Any]) -> None:
         """Keep pickled functions; None lets go of one."""
@@ -192,7 +204,11 @@ class ThreadExecutor:
             _local.key = run.key
             thread = threading.get_ident()
             self._inside[thread] = run.key
-            outcome = self._execute(run, inputs)
+            if self._profiler is not None:
+                self._profiler.begin(thread)
+            outcome = self._execute(run, inputs) if run.apart is None else self._execute_apart(run, inputs)
+            if self._profiler is not None:
+                outcome.peak = outcome.peak or self._profiler.end(thread)
             if self._make_room is not None:
                 self._make_room()
             outcome.thread = -1 if number is None else number
@@ -260,6 +276,31 @@ class ThreadExecutor:
                 inline = None
         self._store.put(run.key, value, nbytes)
         return Outcome(run.key, "ok", nbytes, type(value).__name__, begun, begun + elapsed, inline)
+
+    def _execute_apart(self, run: Run, taken: dict[str, Held]) -> Outcome:
+        """Run a task in a process of its own."""
+        begun, key = time(), run.key
+        assert self._cells is not None
+        assert run.apart is not None
+        try:
+            inputs = {dep: self._store.load(dep, held) for dep, held in taken.items()}
+            function = self._pickled[run.fn] if run.fn else None
+            told, payload = self._cells.run(key, run.fn, function, run.payload, inputs, run.apart)
+        except Killed:
+            return Outcome(key, "killed", start=begun, stop=begun)
+        except LostValueError as error:
+            self._loop.call_soon_threadsafe(self._on_lost, *error.args)
+            return Outcome(key, "reschedule", start=begun, stop=begun)
+        except Exception as error:
+            return Outcome(key, "error", start=begun, stop=time(), error=serialize.dump_error(error))
+        start, stop, peak = told["start"], told["stop"], told["peak"]
+        if not told["ok"]:
+            if told["again"]:
+                return Outcome(key, "reschedule", start=start, stop=stop)
+            return Outcome(key, "error", start=start, stop=stop, error=TaskError(*told["error"]), peak=peak)
+        inline = payload if run.inline and type(payload) is bytes and len(payload) <= self._inline_bytes else None
+        self._store.put(key, Pickled(payload), told["nbytes"])
+        return Outcome(key, "ok", told["nbytes"], told["type"], start, stop, inline, peak=peak)
 
     def _load(self, fn: str) -> Callable[..., Any]:
         function: Callable[..., Any] = serialize.loads(self._pickled[fn])

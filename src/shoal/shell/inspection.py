@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import platform
+import struct
 import sys
 import traceback
+from importlib import metadata
 from typing import Any
 
 
@@ -64,3 +67,36 @@ def _describe(record: Any) -> dict[str, Any]:
         "nbytes": record.nbytes,
         "type": record.type,
     }
+
+
+def profile(prefix: str | None, start: float | None, stop: float | None, dask_worker: Any = None) -> dict[str, Any]:
+    """What a worker's profiler saw."""
+    found: dict[str, Any] = dask_worker.profiler.profile(prefix, start, stop)
+    return found
+
+
+#: Packages of which everybody wants to know the version.
+_PACKAGES = ("shoal", "dask", "msgspec", "cloudpickle", "numpy", "pandas", "uvloop")
+
+
+def versions(packages: list[str] | None = None) -> dict[str, Any]:
+    """Versions of Python and packages in this process."""
+    found: dict[str, Any] = {"python": platform.python_version()}
+    for name in (*_PACKAGES, *(packages or ())):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = None
+    host = {"OS": platform.system(), "OS-release": platform.release(), "machine": platform.machine()}
+    return {"host": {**host, "python-bits": struct.calcsize("P") * 8, "byteorder": sys.byteorder}, "packages": found}
+
+
+def differences(found: dict[str, Any]) -> str:
+    """Which packages are of different versions in different places, a line for each."""
+    places = {"client": found["client"], "scheduler": found["scheduler"], **found["workers"]}
+    lines = []
+    for package in found["client"]["packages"]:
+        told = {place: one["packages"].get(package) for place, one in places.items()}
+        if len(set(told.values())) > 1:
+            lines.append(f"{package}: " + ", ".join(f"{version} at {place}" for place, version in told.items()))
+    return "\n".join(lines)

@@ -20,6 +20,12 @@ def resident_bytes(pid: int | str = "self") -> int:
         return int(file.read().split()[1]) * _PAGE
 
 
+def reset_most_resident() -> None:
+    """Have :func:`most_resident_bytes` of this process count from now on."""
+    with open("/proc/self/clear_refs", "w") as file:
+        file.write("5")
+
+
 def most_resident_bytes(pid: int | str = "self") -> int:
     """The most bytes of physical memory that a process has held so far.
 

@@ -71,7 +71,7 @@ class FutureRecord:
     """The record of one key. The core changes it; ``refs``, ``wished``, ``event`` and ``callbacks`` are the shell's."""
 
     __slots__ = (
-        "callbacks", "error", "event", "held", "key", "reason", "refs", "said", "status", "type", "value",
+        "callbacks", "error", "event", "held", "key", "peak", "reason", "refs", "said", "status", "type", "value",
         "wish", "wished",
     )  # fmt: skip
 
@@ -81,6 +81,8 @@ class FutureRecord:
         #: The payload, where the result was small enough to come with the news.
         self.value: Any = None
         self.type = ""
+        #: By how many bytes its process grew while it ran; 0 where that was not seen.
+        self.peak = 0
         #: What failed: a message ``KeyErred`` or ``KilledTask``.
         self.error: Any = None
         #: Why it was cancelled or lost.

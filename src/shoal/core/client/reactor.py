@@ -79,6 +79,7 @@ class ClientCore:
                     record = self.futures.get(item.key)
                     if record is not None and record.concerned(message.wish):
                         record.value, record.type, record.error = item.value, item.type, None
+                        record.peak = item.peak
                         self._settle(record, FutureEvent.FINISH)
             case KeyErred() | KilledTask():
                 record = self.futures.get(message.key)

@@ -138,6 +138,7 @@ class Assignment(Tables):
             options.resources if options is not None else None,
             task.edition or _set_edition(task),
             options.executor if options is not None else "",
+            options.apart if options is not None else None,
         )
         if task.key in worker.out_free:
             self.flush_free(worker)

@@ -11,6 +11,7 @@ from shoal.core.scheduler.calls import PendingCalls
 from shoal.core.scheduler.copying import Copying
 from shoal.core.scheduler.roster import WorkerRecord
 from shoal.core.scheduler.settings import Settings
+from shoal.core.scheduler.spans import Spans
 from shoal.core.scheduler.state import SchedulerState
 from shoal.core.scheduler.stealing import Balancer
 from shoal.core.scheduler.task import Task, TaskState
@@ -68,6 +69,7 @@ class Fleet(ABC):
         self.topics = Topics(self.state, told.events_length, told.epoch, told.events_keep)
         #: Plugins for those that join later, by kind and name, in the order of their coming.
         self.plugins: dict[str, dict[str, Any]] = {"worker": {}, "nanny": {}, "scheduler": {}}
+        self.spans = Spans()
         #: How many worker processes ended, by cause (those without a nanny count as ``"lost"``).
         self.deaths: dict[str, int] = {}
         self._effects: list[Effect] = []
@@ -134,6 +136,9 @@ class Fleet(ABC):
                     if task is None or task.worker is not worker or task.attempt != item.attempt:
                         state.freed(worker, item.attempt)
                     else:
+                        task.peak = item.peak
+                        if item.stop and task.options is not None and task.options.span_ids:
+                            self.spans.executed(task, item.start, item.stop, item.nbytes)
                         state.finish(task, worker, item.nbytes, item.type, item.value, max(item.stop - item.start, 0.0))
                         state.record(item, worker, "OK", item.nbytes, item.type)
             case Failed():
@@ -280,6 +285,9 @@ class Fleet(ABC):
         if task is None:
             return
         task.group.prefix.failures += 1
+        task.peak = message.peak
+        if task.options is not None and task.options.span_ids:
+            self.spans.executed(task, message.start, message.stop, 0, failed=True)
         state.record(message, worker, "error", 0, "")
         if task.retries > 0:
             task.retries -= 1

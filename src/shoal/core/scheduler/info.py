@@ -199,6 +199,20 @@ def task_stream(
     return rows if count is None else rows[max(0, len(rows) - count) :]
 
 
+def spans(core: SchedulerCore) -> list[dict[str, Any]]:
+    """All spans, the oldest first, each with what is inside of it."""
+    return [span.merged() for span in core.spans.spans.values()]
+
+
+def memory(core: SchedulerCore) -> dict[str, int]:
+    """Bytes of all workers together: of their processes, of results in memory, the rest, and of what is on disk."""
+    told = [worker.metrics.get("memory", {}) for worker in core.state.workers.values() if worker.metrics]
+    names = {"process": "process", "managed": "managed", "unmanaged": "unmanaged", "spilled": "disk"}
+    found = {name: sum(one.get(field, 0) for one in told) for name, field in names.items()}
+    found["optimistic"] = found["managed"] + found["unmanaged"]
+    return found
+
+
 def snapshot(core: SchedulerCore) -> dict[str, Any]:
     """All that the scheduler knows, as plain values; see :mod:`shoal.core.scheduler.snapshot`."""
     return save(core.state)
@@ -229,6 +243,8 @@ QUESTIONS: Final[dict[str, Callable[..., Any]]] = {
     "workers_to_close": workers_to_close,
     "events": events,
     "snapshot": snapshot,
+    "spans": spans,
+    "memory": memory,
     "story": story,
     "why": why,
 }

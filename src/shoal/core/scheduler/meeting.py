@@ -7,6 +7,7 @@ from typing import Any
 from shoal.core.effects import WARNING
 from shoal.core.scheduler.boxes import Boxes
 from shoal.core.scheduler.locks import Locks
+from shoal.core.scheduler.progress import Watches
 from shoal.core.scheduler.roster import ClientRecord
 from shoal.core.scheduler.settings import Settings
 from shoal.core.scheduler.spreading import Spreading
@@ -14,7 +15,7 @@ from shoal.core.scheduler.task import TaskState
 from shoal.core.scheduler.waiting import WaitingRoom
 from shoal.errors import UsageError
 from shoal.ids import ClientId
-from shoal.messages import FireAndForget, Meet, Warned
+from shoal.messages import FireAndForget, Meet, Options, Submit, Warned
 
 #: Wants what was fired and forgotten.
 FORGETFUL = ClientId("fire-and-forget")
@@ -29,6 +30,19 @@ class Meeting(Spreading):
         self.room = WaitingRoom(self._answer)
         self.locks = Locks(self.state, self.room, told.lease_timeout, told.lease_check, self._on_expired)
         self.boxes = Boxes(self.state, self.room, self._answer)
+        self.watches = Watches(self.state)
+
+    def _enter_spans(self, message: Submit) -> None:
+        """Note how many tasks were submitted under which spans."""
+        counts: dict[str, tuple[Options, int]] = {}
+        for spec in message.tasks if any(spec.options for spec in message.tasks) else message.tasks[:1]:
+            options = spec.options or message.options
+            if options.span and options.span_ids:
+                counts[options.span_ids[-1]] = (options, counts.get(options.span_ids[-1], (options, 0))[1] + 1)
+        shared = not any(spec.options for spec in message.tasks)
+        for options, count in counts.values():
+            number = len(message.tasks) if shared else count
+            self.spans.enter(options.span or [], options.span_ids or [], number, self.topics.now())
 
     def _on_fire_and_forget(self, message: FireAndForget) -> None:
         """Want these until they are done."""
@@ -82,6 +96,7 @@ class Meeting(Spreading):
         self.room.client_lost(client)
         self.locks.client_lost(client)
         self.boxes.client_lost(client)
+        self.watches.client_lost(client)
 
     def _on_meet(self, client: ClientId, message: Meet) -> None:
         try:
@@ -145,6 +160,12 @@ class Meeting(Spreading):
                 value = boxes.unpublish(name)
             case "dataset-list":
                 value = list(boxes.datasets)
+            case "progress-begin":
+                value = self.watches.begin(client, message.keys, args["complete"], args["by"])
+            case "progress-look":
+                value = self.watches.look(args["number"])
+            case "progress-end":
+                self.watches.end(args["number"])
             case "metadata-set":
                 boxes.set_metadata(args["names"], args["value"])
             case "metadata-get":

@@ -288,6 +288,7 @@ class SchedulerCore(Meeting):
             client.generation = state.generation
         client.submitted = state.now
         options, generation = message.options, client.generation
+        self._enter_spans(message)
         self._look_for_redefinitions(client, message)
         fresh: list[tuple[Task, list[str]]] = []
         for spec in message.tasks:

@@ -11,10 +11,10 @@ from shoal.core.scheduler.task import Task, TaskState
 from shoal.ids import ClientId, SlotId, WorkerId
 from shoal.messages import Options, TaskError
 
-_OPTIONS = ("priority", "retries", "workers", "allow_other_workers", "resources", "executor", "actor")
+_OPTIONS = ("priority", "retries", "workers", "allow_other_workers", "resources", "executor", "actor", "apart")
 _PLAIN = (
-    "unknown", "n_waiting", "n_waiters", "long_running", "attempt", "edition", "estimate", "nbytes", "type", "retries",
-    "deaths", "origin",
+    "unknown", "n_waiting", "n_waiters", "long_running", "attempt", "edition", "estimate", "nbytes", "type", "peak",
+    "retries", "deaths", "origin",
 )  # fmt: skip
 _WORKER = (
     "name", "slot", "addresses", "host", "pid", "nthreads", "memory_limit", "local_directory", "resources",

@@ -294,7 +294,7 @@ class SchedulerState(Assignment):
     def _announce(self, task: Task, value: Any) -> None:
         if task.who_wants:
             for client in task.who_wants:
-                done = Done(task.key, task.nbytes, task.type, value)
+                done = Done(task.key, task.nbytes, task.type, value, task.peak)
                 last = client.out[-1] if client.out else None
                 if type(last) is KeysDone and last.wish == client.wish:
                     last.items.append(done)
@@ -322,7 +322,7 @@ class SchedulerState(Assignment):
         elif task.state is TaskState.RELEASED:
             self.require(task)
         elif task.state is TaskState.MEMORY:
-            self.tell(client, KeysDone([Done(task.key, task.nbytes, task.type)]))
+            self.tell(client, KeysDone([Done(task.key, task.nbytes, task.type, None, task.peak)]))
         elif task.state is TaskState.ERRED:
             self.tell(client, self.bad_news(task))
 

@@ -58,7 +58,9 @@ class Tables(Outbox):
         #: Transitions of this turn (key, before, after, stimulus), where a plugin wants them.
         self.watched: list[tuple[str, str, str, str]] | None = None
         #: Executions: (key, worker, thread, status, began, ended, bytes, type), the newest last.
-        self.stream: deque[tuple[str, str, int, str, float, float, int, str]] = deque(maxlen=settings.stream_length)
+        self.stream: deque[tuple[str, str, int, str, float, float, int, str, int]] = deque(
+            maxlen=settings.stream_length
+        )
         self.transitions = 0
         self.stimulus = ""
         self.now = 0.0
@@ -94,7 +96,7 @@ class Tables(Outbox):
     def record(self, done: TaskDone | Failed, worker: WorkerRecord, status: str, nbytes: int, type: str) -> None:
         """Remember an execution, unless the value was there and nothing was executed."""
         if done.stop:
-            row = (done.key, worker.address, done.thread, status, done.start, done.stop, nbytes, type)
+            row = (done.key, worker.address, done.thread, status, done.start, done.stop, nbytes, type, done.peak)
             self.stream.append(row)
 
     def story_of(self, *keys_or_stimuli: str) -> list[tuple[str, str, str, str, str, float]]:

@@ -166,7 +166,7 @@ class Task:
 
     __slots__ = (
         "attempt", "deaths", "dependents", "deps", "edition", "error", "estimate", "fn", "group", "key", "long_running",
-        "n_waiters", "n_waiting", "nbytes", "options", "origin", "payload", "priority", "retries", "seq",
+        "n_waiters", "n_waiting", "nbytes", "options", "origin", "payload", "peak", "priority", "retries", "seq",
         "state", "thief", "type", "unknown", "who_has", "who_wants", "worker",
     )  # fmt: skip
 
@@ -207,6 +207,8 @@ class Task:
         self.who_wants: dict[ClientRecord, None] | None = None
         self.nbytes = -1
         self.type = ""
+        #: By how many bytes its process grew while it ran; 0 where that was not seen.
+        self.peak = 0
         self.retries = 0
         #: One line for each death of a worker that was running it.
         self.deaths: list[str] | None = None

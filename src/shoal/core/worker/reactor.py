@@ -338,7 +338,7 @@ class WorkerCore(Copies):
             record.edition = spec.edition
             self.slots.take(record)
             deps = [dep.key for dep in record.deps]
-            self._effects.append(Run(record.key, spec.fn, spec.payload, deps, spec.inline, spec.executor))
+            self._effects.append(Run(record.key, spec.fn, spec.payload, deps, spec.inline, spec.executor, spec.apart))
             self._release_deps(record)
 
     def _release_deps(self, record: KeyRecord) -> None:
@@ -373,7 +373,7 @@ class WorkerCore(Copies):
         record = self.keys[outcome.key]
         spec = record.spec
         assert spec is not None
-        began = outcome.status != "skipped"
+        began = outcome.status not in ("skipped", "killed")
         self.slots.give(record, outcome.stop - outcome.start if began else None)
         self.executed += began
         self._report_freed(record)
@@ -398,7 +398,15 @@ class WorkerCore(Copies):
         elif outcome.status == "error" and record.goal is Goal.COMPUTE:
             self._attempt(record, AttemptEvent.FAIL)
             self._out.append(
-                Failed(record.key, spec.attempt, outcome.start, outcome.stop, outcome.error, outcome.thread)
+                Failed(
+                    record.key,
+                    spec.attempt,
+                    outcome.start,
+                    outcome.stop,
+                    outcome.error,
+                    outcome.thread,
+                    outcome.peak,
+                )
             )
         elif outcome.status == "reschedule" and record.goal is Goal.COMPUTE:
             self._attempt(record, AttemptEvent.END)
@@ -425,6 +433,7 @@ class WorkerCore(Copies):
         item = TaskDone(record.key, spec.attempt, record.nbytes, record.type, 0.0, 0.0)
         if outcome is not None:
             item.start, item.stop, item.thread = outcome.start, outcome.stop, outcome.thread
+            item.peak = outcome.peak
             if spec.inline:
                 item.value = outcome.value
         if self._out and type(self._out[-1]) is Finished:
@@ -450,7 +459,7 @@ class WorkerCore(Copies):
         elif record.attempt is AttemptState.FAILED:
             self._attempt(record, AttemptEvent.DROP)
         elif record.attempt is AttemptState.EXECUTING:
-            self._effects.append(CancelRun([key]))
+            self._effects.append(CancelRun([key], kill=True))
             record.released |= assigned
         elif assigned and record.replica is not ReplicaState.HELD:
             # It waited for a transfer, or for the end of a task that left the pool: the latter was told, if it counts.

@@ -1,0 +1,1 @@
+"""What shows how a computation goes: progress bars, reports, samples of memory, spans."""

@@ -1,0 +1,177 @@
+"""A thread that looks at the tasks of a worker while they run: where their code is, and how much memory they take.
+
+What it saw of stacks is kept as trees, one for each task prefix and stretch of time, for ``Client.profile``. A node of
+a tree is a mapping: ``count`` (how often it was seen), ``identifier``, ``description`` (``name``, ``filename``,
+``line_number``, ``line``) and ``children``, by identifier.
+"""
+
+from __future__ import annotations
+
+import linecache
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from types import FrameType
+from typing import Any, Final
+
+from shoal.ids import key_prefix
+from shoal.shell.usage import resident_bytes
+
+Tree = dict[str, Any]
+
+#: Stretches of time that are kept, and frames that are looked at from the outermost on.
+KEPT: Final = 3600
+_DEEPEST: Final = 400
+#: Seconds between two looks at the memory.
+_MEMORY: Final = 0.05
+#: Frames of these files are shoal's own, around a task's.
+_OWN: Final = ("/shoal/shell/executor.py", "/threading.py", "/shoal/shell/profiler.py")
+
+
+def new_tree() -> Tree:
+    """A tree of which nothing was seen yet."""
+    return {"count": 0, "children": {}, "identifier": "root", "description": _describe_root()}
+
+
+def _describe_root() -> dict[str, Any]:
+    return {"filename": "", "name": "", "line_number": 0, "line": ""}
+
+
+def add_stack(tree: Tree, frame: FrameType | None) -> None:
+    """Count one stack."""
+    stack: list[FrameType] = []
+    while frame is not None:
+        if not frame.f_code.co_filename.endswith(_OWN):
+            stack.append(frame)
+        frame = frame.f_back
+    tree["count"] += 1
+    for one in stack[::-1][:_DEEPEST]:
+        code = one.f_code
+        identifier = f"{code.co_qualname};{code.co_filename};{code.co_firstlineno}"
+        child = tree["children"].get(identifier)
+        if child is None:
+            line = linecache.getline(code.co_filename, one.f_lineno).strip()
+            told = {"filename": code.co_filename, "name": code.co_name, "line_number": one.f_lineno, "line": line}
+            child = tree["children"][identifier] = {
+                "count": 0, "children": {}, "identifier": identifier, "description": told,
+            }  # fmt: skip
+        child["count"] += 1
+        tree = child
+
+
+def merge(trees: Iterable[Tree]) -> Tree:
+    """All of them in one."""
+    found = new_tree()
+    for tree in trees:
+        _merge_into(found, tree)
+    return found
+
+
+def _merge_into(target: Tree, tree: Tree) -> None:
+    target["count"] += tree["count"]
+    for identifier, child in tree["children"].items():
+        known = target["children"].get(identifier)
+        if known is None:
+            known = target["children"][identifier] = {**child, "count": 0, "children": {}}
+        _merge_into(known, child)
+
+
+class Profiler:
+    """Looks at the threads that run tasks.
+
+    Parameters
+    ----------
+    running
+        Says which key each thread is in, by the identity of the thread.
+    enabled
+        Whether stacks are looked at; memory always is.
+    interval, cycle
+        Seconds between two looks, and of one stretch of time.
+    """
+
+    def __init__(self, running: Callable[[], dict[int, str]], enabled: bool, interval: float, cycle: float) -> None:
+        self._running, self._interval, self._cycle = running, interval if enabled else _MEMORY, cycle
+        self.enabled = enabled
+        #: When a stretch of time began (seconds since 1970), and its trees, by prefix.
+        self.history: deque[tuple[float, dict[str, Tree]]] = deque(maxlen=KEPT)
+        self._current: dict[str, Tree] = {}
+        self._since = 0.0
+        #: What the process held when it was looked at last; by thread, what it held at the beginning, and at the most.
+        self._held = resident_bytes()
+        self._seen: dict[int, list[int]] = {}
+        self._awake = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._closed = False
+
+    # -------------------------------------------------------------------------------------------- in tasks' threads
+
+    def begin(self, thread: int) -> None:
+        """A thread begins a task."""
+        self._seen[thread] = [self._held, 0]
+        if not self._awake.is_set():
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._work, name="shoal-profiler", daemon=True)
+                self._thread.start()
+            self._awake.set()
+
+    def end(self, thread: int) -> int:
+        """The task has ended: by how many bytes the process grew meanwhile; 0 where it was too short to tell."""
+        first, most = self._seen.pop(thread)
+        if not most:
+            return 0
+        self._held = held = resident_bytes()
+        return max(0, max(most, held) - first)
+
+    # -------------------------------------------------------------------------------------------- in its own
+
+    def _work(self) -> None:
+        looked = 0.0
+        while not self._closed:
+            running = self._running()
+            if not running:
+                self._held = resident_bytes()
+                self._awake.clear()
+                if not self._running():
+                    self._awake.wait()
+                continue
+            now = time.time()
+            if self.enabled:
+                self._look(running, now)
+            if now - looked >= _MEMORY:
+                looked = now
+                self._held = held = resident_bytes()
+                for seen in tuple(self._seen.values()):
+                    seen[1] = max(seen[1], held)
+            time.sleep(self._interval)
+
+    def _look(self, running: dict[int, str], now: float) -> None:
+        if now - self._since >= self._cycle:
+            if self._current:
+                self.history.append((self._since, self._current))
+            self._current, self._since = {}, now
+        frames = sys._current_frames()
+        for thread, key in running.items():
+            if thread in frames:
+                prefix = key_prefix(key)
+                tree = self._current.get(prefix)
+                if tree is None:
+                    tree = self._current[prefix] = new_tree()
+                add_stack(tree, frames[thread])
+
+    # -------------------------------------------------------------------------------------------- for others
+
+    def profile(self, prefix: str | None = None, start: float | None = None, stop: float | None = None) -> Tree:
+        """What was seen, of one prefix or all, between two times (seconds since 1970)."""
+        chosen = [
+            trees
+            for since, trees in [*self.history, (self._since, self._current)]
+            if (start is None or since + self._cycle >= start) and (stop is None or since <= stop)
+        ]
+        return merge(tree for trees in chosen for name, tree in list(trees.items()) if prefix is None or name == prefix)
+
+    def close(self) -> None:
+        """Stop looking."""
+        self._closed = True
+        self._awake.set()
