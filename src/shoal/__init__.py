@@ -33,6 +33,12 @@ if TYPE_CHECKING:
     from shoal.client.waiting import as_completed as as_completed
     from shoal.client.waiting import wait as wait
     from shoal.compat.importing import as_distributed as as_distributed
+    from shoal.coordination.boxes import Event as Event
+    from shoal.coordination.boxes import Queue as Queue
+    from shoal.coordination.boxes import Variable as Variable
+    from shoal.coordination.locks import Lock as Lock
+    from shoal.coordination.locks import MultiLock as MultiLock
+    from shoal.coordination.locks import Semaphore as Semaphore
     from shoal.core.scheduler.amm import ActiveMemoryManagerPolicy as ActiveMemoryManagerPolicy
     from shoal.core.scheduler.amm import ReduceReplicas as ReduceReplicas
     from shoal.deploy.adaptive import Adaptive as Adaptive
@@ -62,12 +68,6 @@ if TYPE_CHECKING:
     from shoal.programs.servers import Scheduler as Scheduler
     from shoal.programs.status import Status as Status
     from shoal.security import Security as Security
-    from shoal.sync.boxes import Event as Event
-    from shoal.sync.boxes import Queue as Queue
-    from shoal.sync.boxes import Variable as Variable
-    from shoal.sync.locks import Lock as Lock
-    from shoal.sync.locks import MultiLock as MultiLock
-    from shoal.sync.locks import Semaphore as Semaphore
 
 _EXPORTS = {
     "TimeoutError": "builtins",
@@ -97,6 +97,12 @@ _EXPORTS = {
     "as_completed": "shoal.client.waiting",
     "wait": "shoal.client.waiting",
     "as_distributed": "shoal.compat.importing",
+    "Event": "shoal.coordination.boxes",
+    "Queue": "shoal.coordination.boxes",
+    "Variable": "shoal.coordination.boxes",
+    "Lock": "shoal.coordination.locks",
+    "MultiLock": "shoal.coordination.locks",
+    "Semaphore": "shoal.coordination.locks",
     "ActiveMemoryManagerPolicy": "shoal.core.scheduler.amm",
     "ReduceReplicas": "shoal.core.scheduler.amm",
     "Adaptive": "shoal.deploy.adaptive",
@@ -126,12 +132,6 @@ _EXPORTS = {
     "Scheduler": "shoal.programs.servers",
     "Status": "shoal.programs.status",
     "Security": "shoal.security",
-    "Event": "shoal.sync.boxes",
-    "Queue": "shoal.sync.boxes",
-    "Variable": "shoal.sync.boxes",
-    "Lock": "shoal.sync.locks",
-    "MultiLock": "shoal.sync.locks",
-    "Semaphore": "shoal.sync.locks",
 }
 __all__ = [
     "AMMClientProxy",

@@ -157,6 +157,11 @@ class ClientBase(ABC):
         return self._addresses[0] if getattr(self, "_addresses", None) else "not connected"
 
     @property
+    def dashboard_link(self) -> str:
+        """Where the cluster's dashboard is: nowhere, so far."""
+        return ""
+
+    @property
     def loop(self) -> IOLoop:
         """The event loop that this client runs on; it has ``add_callback``, too, as tornado's loops do."""
         if self._io_loop is None:

@@ -19,7 +19,7 @@ from shoal.core.effects import EventLogged
 from shoal.errors import UsageError
 from shoal.messages import RegisterPlugin, Restart, Subscribe
 from shoal.plugins.base import NannyPlugin, SchedulerPlugin, WorkerPlugin, kind_of
-from shoal.plugins.builtin import ForwardLoggingPlugin, SchedulerUploadFile, UploadFile
+from shoal.plugins.builtin import Callback, ForwardLoggingPlugin, SchedulerUploadFile, UploadFile
 from shoal.shell import serialize
 from shoal.shell.current import process
 from shoal.shell.serialize import event_of
@@ -61,6 +61,14 @@ class Hooks(CopyCalls):
         stays = bool(getattr(plugin, "idempotent", False)) if idempotent is None else idempotent
         payload = serialize.dumps(plugin, f"the plugin {name!r}")
         return self._sync(self._change_plugin(kind, name, payload, stays))
+
+    def register_worker_callbacks(self, setup: Callable[..., Any] | None = None) -> Any:
+        """Call ``setup`` on each worker, now and when one joins; a parameter ``dask_worker`` receives the worker."""
+        if setup is None:
+            return self._said()
+        if not callable(setup):
+            raise UsageError(f"setup must be callable, got {setup!r}")
+        return self.register_plugin(Callback(setup))
 
     def unregister_worker_plugin(self, name: str, nanny: bool | None = None) -> Any:
         """Remove a plugin from all workers (or nannies), which tear it down.

@@ -276,7 +276,8 @@ class Questions(Hooks):
         -------
         dict
             ``"memory"`` (copying), ``"disk"`` (writing) and ``"network"`` (from worker to worker): each a mapping of
-            sizes, as ``"1 MiB"``, to bytes a second, the mean of all workers.
+            sizes, as ``"1 MiB"``, to bytes a second, the mean of all workers. What is measured is data that is put on a
+            worker; results that are fetched between workers of one machine go past the network, and faster.
         """
 
         async def ask() -> dict[str, dict[str, float]]:
@@ -292,7 +293,11 @@ class Questions(Hooks):
         return self._sync(ask())
 
     def dump_cluster_state(
-        self, filename: str = "dask-cluster-dump", exclude: Iterable[str] = (), format: str = "msgpack"
+        self,
+        filename: str = "dask-cluster-dump",
+        write_from_scheduler: bool | None = None,
+        exclude: Iterable[str] = (),
+        format: str = "msgpack",
     ) -> Any:
         """Write what the scheduler and the workers know into a file, to be read with :class:`~shoal.DumpArtefact`.
 
@@ -302,6 +307,8 @@ class Questions(Hooks):
         ----------
         filename
             Without its ending, which is ``.msgpack.gz`` or ``.yaml``.
+        write_from_scheduler
+            Whether the scheduler's process writes it, on its machine; this one does by default.
         exclude
             Fields of tasks and workers to leave out, as ``"story"``.
         format
@@ -315,16 +322,21 @@ class Questions(Hooks):
         if format not in dump.FORMATS:
             raise UsageError(f"format must be one of {', '.join(dump.FORMATS)}, got {format!r}")
         left_out = [exclude] if isinstance(exclude, str) else list(exclude)
-        return self._sync(self._dump(str(filename), left_out, format))
+        return self._sync(self._dump(str(filename), left_out, format, bool(write_from_scheduler)))
 
-    async def _dump(self, filename: str, exclude: list[str], format: str) -> str:
+    async def _dump(self, filename: str, exclude: list[str], format: str, there: bool) -> str:
         scheduler = await self._connection.ask("snapshot")
         scheduler["groups"] = await self._connection.ask("groups")
         scheduler["prefixes"] = await self._connection.ask("prefixes")
         workers = await self._ask_workers(inspection.dump_worker)
         for worker in scheduler["workers"].values():
             workers.setdefault(worker["addresses"][0], {"error": "it did not answer"})
-        return dump.write(filename, {"scheduler": scheduler, "workers": workers}, exclude, format)
+        state = {"scheduler": scheduler, "workers": workers}
+        if not there:
+            return dump.write(filename, state, exclude, format)
+        payload = serialize.dumps((dump.write, (filename, state, exclude, format), {}), "the dump")
+        written: str = await self._run_on_scheduler(payload)
+        return written
 
 
 class get_task_stream:

@@ -59,8 +59,8 @@ class Cluster(ABC):
         scheduler_sync_interval: Any = 1,
         security: Any = None,
     ) -> None:
-        self.name = str(name) if name is not None else f"{type(self).__name__}-{uuid4().hex[:8]}"
-        self.asynchronous = asynchronous
+        self._name = str(name) if name is not None else f"{type(self).__name__}-{uuid4().hex[:8]}"
+        self._asynchronous = asynchronous
         self.quiet = quiet
         self.status = "created"
         self.security = security
@@ -153,6 +153,25 @@ class Cluster(ABC):
     # -------------------------------------------------------------------------------------------- threads and loops
 
     @property
+    def name(self) -> str:
+        """Of the cluster, for its repr and its log."""
+        return self._name
+
+    @name.setter
+    def name(self, name: Any) -> None:
+        self._name = str(name)
+
+    @property
+    def asynchronous(self) -> bool:
+        """Whether what waits is to be awaited: it was made so, or this is called on its event loop."""
+        return self._asynchronous or self.called_from_running_loop
+
+    @property
+    def dashboard_link(self) -> str:
+        """Where its dashboard is: nowhere, so far."""
+        return ""
+
+    @property
     def loop(self) -> asyncio.AbstractEventLoop:
         """The event loop on which the cluster lives."""
         if self._loop is None:
@@ -167,11 +186,24 @@ class Cluster(ABC):
         except RuntimeError:
             return False
 
-    def sync(self, func: Callable[..., Any], *args: Any, asynchronous: bool | None = None, **kwargs: Any) -> Any:
-        """Call a coroutine function on the cluster's loop and wait for it, or return what is to be awaited."""
+    def sync(
+        self,
+        func: Callable[..., Any],
+        *args: Any,
+        asynchronous: bool | None = None,
+        callback_timeout: Any = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Call a coroutine function on the cluster's loop and wait for it, or return what is to be awaited.
+
+        Raises
+        ------
+        TimeoutError
+            After ``callback_timeout``: seconds, or text as ``"10 s"``.
+        """
         if self.asynchronous if asynchronous is None else asynchronous:
             return func(*args, **kwargs)
-        return get_loop_thread().sync(func(*args, **kwargs))
+        return get_loop_thread().sync(func(*args, **kwargs), config.seconds(callback_timeout, "callback_timeout"))
 
     def _soon(self, make: Callable[[], Any]) -> None:
         """Begin a coroutine on the cluster's loop, from any thread."""
@@ -196,7 +228,7 @@ class Cluster(ABC):
         """A new client of this cluster."""
         from shoal.client.client import Client
 
-        return Client(self, asynchronous=self.asynchronous)
+        return Client(self, asynchronous=self._asynchronous)
 
     @property
     def observed(self) -> set[Any]:
@@ -343,7 +375,7 @@ class Cluster(ABC):
         """End the workers, then the scheduler."""
 
     def __enter__(self) -> Self:
-        if self.asynchronous:
+        if self._asynchronous:
             raise TypeError("use 'async with' with an asynchronous cluster")
         return self
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
+import inspect
 import logging
 import math
 from functools import partial
@@ -12,7 +14,11 @@ from shoal import config
 from shoal.deploy.backends import Head, HeadWorker, InnerScheduler, InnerWorker
 from shoal.deploy.spec import SpecCluster
 from shoal.errors import ConfigurationError, StartError
+from shoal.programs.joining import Worker
+from shoal.programs.nannies import Nanny
 from shoal.security import secret_of
+from shoal.shell import serialize
+from shoal.shell.addresses import listening
 from shoal.shell.network import is_loopback
 
 
@@ -53,6 +59,20 @@ class LocalCluster(SpecCluster):
         Where scratch directories are made (``temporary-directory``).
     timeout
         Seconds that the start may take.
+    ip
+        The same as ``host``.
+    interface
+        Network interface, as ``"lo"``, in place of the host.
+    protocol
+        ``"tcp"``; with ``processes=False`` also ``"inproc"``.
+    worker_class
+        A subclass of :class:`~shoal.Worker` for the workers; ``Nanny`` is what they have anyway.
+    scheduler_kwargs
+        ``allowed_failures``, ``idle_timeout``, ``validate``, ``worker_ttl`` of the scheduler.
+    **worker_kwargs
+        Further arguments of :class:`~shoal.Worker`, as ``lifetime`` or ``preload``.
+    loop, start, dashboard_address, worker_dashboard_address, scheduler_sync_interval
+        Accepted, and without effect: it has its own loop, starts at once, has no dashboard, and is told of changes.
 
     Raises
     ------
@@ -84,10 +104,26 @@ class LocalCluster(SpecCluster):
         env: dict[str, str] | None = None,
         local_directory: str | None = None,
         timeout: float = 60.0,
+        loop: Any = None,
+        start: bool | None = None,
+        ip: str | None = None,
+        dashboard_address: str | None = ":8787",
+        worker_dashboard_address: str | None = None,
+        protocol: str | None = None,
+        interface: str | None = None,
+        worker_class: Any = None,
+        scheduler_kwargs: dict[str, Any] | None = None,
+        scheduler_sync_interval: Any = 1,
+        **worker_kwargs: Any,
     ) -> None:
+        kind = _worker_kind(worker_class)
+        _check_arguments(worker_kwargs, kind or Worker)
         self.processes = processes is not False
         n_workers, self.threads_per_worker = _shape(n_workers, threads_per_worker, self.processes)
-        where = host or "127.0.0.1"
+        where = _where(host, ip, interface)
+        protocols = ("tcp", "tcp://", None) if self.processes else ("tcp", "tcp://", "inproc", "inproc://", None)
+        if protocol not in protocols:
+            raise ConfigurationError(f"protocol must be 'tcp', or 'inproc' without processes, got {protocol!r}")
         secret = secret_of(security)
         if not secret and not is_loopback(where):
             raise ConfigurationError(f"host={host!r} without a secret: anybody there could run code on this machine")
@@ -95,7 +131,7 @@ class LocalCluster(SpecCluster):
             raise ConfigurationError(f"scheduler_port must be a port or 0, got {scheduler_port!r}")
         self.memory_limit = config.memory_limit(memory_limit, self.threads_per_worker)
         options = {
-            "config": config.export(),
+            "config": config.export(_scheduler_settings(scheduler_kwargs or {})),
             "sys_path": config.import_path(),
             "secret": secret.hex(),
             "silence_logs": int(silence_logs) or logging.INFO,
@@ -107,7 +143,11 @@ class LocalCluster(SpecCluster):
             "executors": config.executors(executors),
             "env": {name: str(value) for name, value in (env or {}).items()},
             "local_directory": None if local_directory is None else str(local_directory),
+            "worker_class": "",
         }
+        if kind is not None or worker_kwargs:
+            what = "worker_class, or a further argument of the workers,"
+            options["worker_class"] = serialize.dumps_text((kind, worker_kwargs), what)
         self._timeout = timeout
         shape = {"nthreads": self.threads_per_worker, "memory_limit": self.memory_limit}
         if self.processes:
@@ -117,6 +157,9 @@ class LocalCluster(SpecCluster):
         else:
             inner = InnerScheduler(options, secret)
             scheduler, worker = (lambda: inner), partial(InnerWorker, inner, options, secret)
+            if kind is not None or worker_kwargs:
+                further = {name: options[name] for name in ("resources", "executors", "local_directory")}
+                worker = partial(kind or Worker, **{**further, **worker_kwargs}, security=secret)
         spec = {"cls": worker, "options": shape}
         super().__init__(
             dict.fromkeys(range(n_workers), spec),
@@ -134,10 +177,67 @@ class LocalCluster(SpecCluster):
         except TimeoutError:
             raise StartError(f"the cluster was not up within {self._timeout:g} s") from None
 
+    def start_worker(self, *args: Any, **kwargs: Any) -> None:
+        """There is :meth:`scale` for this.
+
+        Raises
+        ------
+        NotImplementedError
+            Always, with that advice.
+        """
+        raise NotImplementedError("use cluster.scale(n), or cluster.scale_up(n), to have more workers")
+
     @property
     def scheduler_pid(self) -> int | None:
         """Process id of the head process, in which the scheduler runs; None where there is none."""
         return self._head.pid if self.processes else None
+
+
+def _worker_kind(worker_class: Any) -> type[Worker] | None:
+    """The subclass of Worker that is asked for, if it is one."""
+    if isinstance(worker_class, str):
+        if worker_class.rpartition(".")[2] in ("Nanny", "Worker"):
+            return None
+        module, _, name = worker_class.rpartition(".")
+        worker_class = getattr(importlib.import_module(module), name)
+    if worker_class in (None, Nanny, Worker):
+        return None
+    if not (isinstance(worker_class, type) and issubclass(worker_class, Worker)):
+        raise ConfigurationError(f"worker_class must be a subclass of shoal.Worker, got {worker_class!r}")
+    return worker_class
+
+
+def _check_arguments(given: dict[str, Any], kind: type[Worker]) -> None:
+    known: set[str] = set()
+    for one in kind.__mro__:
+        if "__init__" in vars(one):
+            known |= {
+                name for name, p in inspect.signature(one.__init__).parameters.items() if p.kind is not p.VAR_KEYWORD
+            }
+    for name in given:
+        if name not in known:
+            raise TypeError(
+                f"LocalCluster got an unexpected argument {name!r}, which {kind.__name__} does not know either"
+            )
+
+
+def _where(host: str | None, ip: str | None, interface: str | None) -> str:
+    if sum(one is not None for one in (host, ip, interface)) > 1:
+        raise ConfigurationError("give one of host, ip and interface")
+    if interface is not None:
+        return listening("tcp://127.0.0.1:0", interface=interface).candidates[0][len("tcp://") :].rpartition(":")[0]
+    return host or ip or "127.0.0.1"
+
+
+def _scheduler_settings(given: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of a scheduler as the configuration of its process."""
+    known = {name.replace("-", "_"): name for name in ("allowed-failures", "idle-timeout", "validate", "worker-ttl")}
+    ignored = ("dashboard", "dashboard_address", "host", "port", "http_prefix")
+    for name in given:
+        if name not in known and name not in ignored:
+            raise TypeError(f"scheduler_kwargs has an unexpected argument {name!r}; it may have {', '.join(known)}")
+    settings = {known[name]: value for name, value in given.items() if name in known}
+    return {"distributed": {"scheduler": settings}} if settings else {}
 
 
 def _shape(n_workers: int | None, threads_per_worker: int | None, processes: bool) -> tuple[int, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import io
 import logging
 import os
@@ -352,3 +353,21 @@ class _Forwarder(logging.Handler):
         if record.exc_info:
             fields["exc_text"] = logging.Formatter().formatException(record.exc_info)
         self._worker.log_event(self._topic, fields)
+
+
+class Callback(WorkerPlugin):
+    """Calls a function on each worker.
+
+    Parameters
+    ----------
+    function
+        A parameter ``dask_worker`` receives the worker.
+    """
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.function = function
+
+    def setup(self, worker: Any) -> Any:
+        """Call it."""
+        wanted = "dask_worker" in inspect.signature(self.function).parameters
+        return self.function(dask_worker=worker) if wanted else self.function()

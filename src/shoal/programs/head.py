@@ -93,6 +93,7 @@ class _Nannies:
             worker_options={name: options[name] for name in ("resources", "executors")},
             env=options["env"],
             local_directory=options["local_directory"],
+            worker_class=options["worker_class"],
         )
         try:
             await nanny.start()

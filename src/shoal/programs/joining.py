@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import warnings
+from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from pathlib import Path
 from time import monotonic
@@ -17,12 +18,14 @@ from uuid import uuid4
 
 from shoal import config
 from shoal.errors import ConnectError, UsageError
+from shoal.ids import key_from_wire
 from shoal.programs.lifetime import Lifetime
 from shoal.programs.preloads import preloads
 from shoal.programs.servers import Server
 from shoal.programs.worker import Supervision, WorkerProgram
 from shoal.security import read_scheduler_file, secret_of
 from shoal.shell.addresses import Listening, listening
+from shoal.shell.executor import current_key
 
 logger = logging.getLogger("shoal.worker")
 
@@ -196,14 +199,40 @@ class Worker(Joining):
     lifetime, lifetime_stagger, lifetime_restart
         How long it lives, as ``"2 hours"``, until it is retired: what only it holds is moved first. Up to the second so
         much earlier or later; with the third its nanny starts another then.
-    loop
-        Has no effect.
+    heartbeat_interval
+        Seconds between two heartbeats; what the scheduler says by default.
+    metrics
+        Functions of the worker whose values go with each heartbeat, by name.
+    plugins
+        Plugins to install at the start.
+    loop, dashboard, dashboard_address, http_prefix
+        Accepted, and without effect.
 
     Raises
     ------
     UsageError
         If an argument makes no sense, naming it.
     """
+
+    def __init__(
+        self,
+        scheduler_ip: str | None = None,
+        scheduler_port: int | None = None,
+        *,
+        heartbeat_interval: Any = None,
+        metrics: dict[str, Callable[[Any], Any]] | None = None,
+        plugins: Sequence[Any] = (),
+        dashboard: bool | None = None,
+        dashboard_address: str | None = None,
+        http_prefix: str | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(scheduler_ip, scheduler_port, **options)
+        self.heartbeat_interval = config.seconds(heartbeat_interval, "heartbeat_interval")
+        for name, metric in (metrics or {}).items():
+            if not callable(metric):
+                raise UsageError(f"metrics must map names to functions of the worker, got {metric!r} for {name!r}")
+        self._metrics, self._plugins = dict(metrics or {}), list(plugins)
 
     async def _launch(self) -> None:
         secret, where = await self._find_scheduler()
@@ -219,14 +248,91 @@ class Worker(Joining):
             supervision=self._supervision,
             validate=self.validate,
             lifetime=self._lifetime,
+            heartbeat_interval=self.heartbeat_interval,
+            metrics=self._metrics,
             public=self,
         )
         await self._preloads.start(self)
+        for plugin in self._plugins:
+            await self.program.plugin_add(plugin)
         await self.program.start(where, self._patience)
 
     async def close_gracefully(self, restart: bool | None = None, reason: str = "its user closed it") -> None:
         """As :meth:`retire`; its nanny starts another if ``restart``, which follows ``lifetime_restart`` by default."""
         await self.retire(None, reason, self._lifetime.restart if restart is None else restart)
+
+    async def close(
+        self,
+        reason: str = "closed by its user",
+        timeout: Any = 30,
+        executor_wait: bool = True,
+        nanny: bool = True,
+    ) -> None:
+        """End it at once; what only it holds is lost (see :meth:`close_gracefully`).
+
+        Running tasks are not waited for, so ``timeout`` and ``executor_wait`` have no effect; and whether another takes
+        its place, its ``nanny`` knows.
+        """
+        await super().close(reason)
+
+    async def plugin_add(self, plugin: Any, name: str | None = None, catch_errors: bool = True) -> dict[str, Any]:
+        """Install a plugin in this worker.
+
+        Returns
+        -------
+        dict
+            ``{"status": "OK"}``, or (where errors are caught) ``{"status": "error", "exception": …}``.
+        """
+        try:
+            await self.program.plugin_add(plugin, name)
+        except Exception as error:
+            if not catch_errors:
+                raise
+            return {"status": "error", "exception": error}
+        return {"status": "OK"}
+
+    async def plugin_remove(self, name: str) -> dict[str, Any]:
+        """Remove a plugin from this worker, which tears it down.
+
+        Raises
+        ------
+        KeyError
+            If there is none of that name.
+        """
+        await self.program.plugin_remove(name)
+        return {"status": "OK"}
+
+    def get_current_task(self) -> Any:
+        """The key of the task that runs in this thread.
+
+        Raises
+        ------
+        ValueError
+            Outside of tasks.
+        """
+        key = current_key()
+        if key is None:
+            raise ValueError("no task runs in this thread")
+        return key_from_wire(key)
+
+    async def get_metrics(self) -> dict[str, Any]:
+        """How it is, as it tells the scheduler with each heartbeat."""
+        found: dict[str, Any] = self.program.metrics()
+        return found
+
+    def log_event(self, topic: str | Sequence[str], msg: Any) -> None:
+        """Log an event under one or more topics; callable in any thread.
+
+        Raises
+        ------
+        TypeError
+            If the message cannot travel.
+        """
+        self.program.log_event(topic, msg)
+
+    def trigger_profile(self) -> None:
+        """Look at the stacks of its tasks now, beside the looks that are taken anyway."""
+        self.program.profiler.look()
 
     @property
     def address(self) -> str:

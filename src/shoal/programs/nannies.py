@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 from shoal.errors import ConnectError, UsageError
@@ -177,6 +178,77 @@ class Nanny(Joining):
         """Where the nanny answers calls (see :class:`shoal.rpc`); its worker is at ``worker_address``."""
         found: str = self.program.address
         return found
+
+    @property
+    def pid(self) -> int | None:
+        """Process id of its worker; None where there is none."""
+        found: int | None = self.program.pid
+        return found
+
+    @property
+    def worker_address(self) -> str | None:
+        """Where its worker is."""
+        found: str | None = self.program.worker_address
+        return found
+
+    @property
+    def worker_dir(self) -> str:
+        """Where the files of its worker are."""
+        found: str = self.program.worker_dir
+        return found
+
+    def is_alive(self) -> bool:
+        """Whether there is a worker process."""
+        return bool(self.program is not None and self.program.is_alive())
+
+    async def instantiate(self) -> str:
+        """Start a worker if there is none; returns how that went, once it has registered."""
+        found: str = await self.program.instantiate()
+        return found
+
+    async def kill(self, timeout: float = 5.0, reason: str = "nanny-kill") -> None:
+        """End the worker process, and start no other until :meth:`instantiate`."""
+        await self.program.kill(timeout, reason)
+
+    async def restart(self, timeout: float = 30.0, reason: str = "nanny-restart") -> Any:
+        """End the worker process and start another; returns how that went, within ``timeout`` seconds."""
+        return await self.program.restart(timeout, reason)
+
+    async def close_gracefully(self, reason: str = "nanny-close-gracefully") -> None:
+        """Close as soon as the worker goes."""
+        await self.program.close_gracefully(reason)
+
+    async def plugin_add(self, plugin: Any, name: str | None = None) -> dict[str, Any]:
+        """Install a plugin in this nanny.
+
+        Raises
+        ------
+        Exception
+            What its set-up raised.
+        """
+        await self.program.plugin_add(plugin, name)
+        return {"status": "OK"}
+
+    async def plugin_remove(self, name: str) -> dict[str, Any]:
+        """Remove a plugin from this nanny.
+
+        Raises
+        ------
+        KeyError
+            If there is none of that name.
+        """
+        await self.program.plugin_remove(name)
+        return {"status": "OK"}
+
+    def log_event(self, topic: str | Sequence[str], msg: Any) -> None:
+        """Log an event under one or more topics.
+
+        Raises
+        ------
+        TypeError
+            If the message cannot travel.
+        """
+        self.program.log_event(topic, msg)
 
     @property
     def port(self) -> int:

@@ -8,7 +8,7 @@ import importlib
 import itertools
 import logging
 import time
-from collections.abc import Awaitable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any
 from uuid import uuid4
 
@@ -356,11 +356,35 @@ class SchedulerProgram:
     ) -> dict[str, Any]:
         """Have workers leave, as :meth:`Client.retire_workers`: which left, which stay and why, which died."""
         names = None if workers is None else [str(worker) for worker in workers]
+        told: dict[str, Any] = await self.ask(
+            lambda rid: Retire(rid, names, criteria, close_workers, remove, force, timeout, reason)
+        )
+        return told
+
+    async def ask(self, make: Callable[[int], Any]) -> Any:
+        """Ask the core for what clients may ask for; ``make(rid)`` is the message.
+
+        Raises
+        ------
+        UsageError
+            If it refuses, with its words.
+        """
         rid = next(self._numbers)
         future = self._asked[rid] = self._loop.create_future()
-        self.driver.push(Asked(Retire(rid, names, criteria, close_workers, remove, force, timeout, reason)))
-        told: dict[str, Any] = await future
-        return told
+        self.driver.push(Asked(make(rid)))
+        return await future
+
+    async def add_plugin(self, plugin: Any, name: str | None, idempotent: bool) -> None:
+        """Install a plugin of the scheduler's; one of its name is replaced, or stays."""
+        name = name or getattr(plugin, "name", None) or f"{type(plugin).__name__}-{uuid4().hex}"
+        if not (idempotent and name in self._hooks.installed):
+            await self._hooks.add(plugin, name)
+            self.driver.push(PluginsChanged(self._hooks.hooks()))
+
+    async def remove_plugin(self, name: str) -> None:
+        """Remove one."""
+        await self._hooks.remove(name)
+        self.driver.push(PluginsChanged(self._hooks.hooks()))
 
     @property
     def extensions(self) -> dict[str, Any]:

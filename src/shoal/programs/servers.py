@@ -14,9 +14,12 @@ from pathlib import Path
 from typing import Any, Self
 
 from shoal import config
+from shoal.errors import UsageError
 from shoal.programs.preloads import preloads
 from shoal.programs.scheduler import SchedulerProgram
+from shoal.programs.scheduler_calls import SchedulerCalls
 from shoal.security import secret_of, write_scheduler_file
+from shoal.shell.addresses import listening
 from shoal.shell.network import local_address
 
 
@@ -115,13 +118,15 @@ class Server(ABC):
         return f"<b>{type(self).__name__}</b> <span>{escape(repr(self))}</span>"
 
 
-class Scheduler(Server):
+class Scheduler(Server, SchedulerCalls):
     """A scheduler on the current event loop.
 
     Parameters
     ----------
-    host, port
-        Where it listens; this machine alone by default, at any free port.
+    host, port, interface, protocol
+        Where it listens; this machine alone by default, at any free port. ``protocol`` is ``"tcp"``.
+    contact_address
+        What others are told, where that is another address.
     scheduler_file
         Where its address and secret are written (mode 0600), for others to find it.
     security
@@ -131,10 +136,17 @@ class Scheduler(Server):
     idle_timeout
         How long there may be no work, as ``"1 hour"``, before the cluster closes
         (``distributed.scheduler.idle-timeout``).
+    allowed_failures, worker_ttl, validate
+        Instead of ``distributed.scheduler.allowed-failures``, ``worker-ttl`` and ``validate``.
+    plugins
+        Plugins to install at the start.
+    loop, dashboard, dashboard_address, http_prefix
+        Accepted, and without effect (there is no dashboard).
     """
 
     def __init__(
         self,
+        loop: Any = None,
         *,
         host: str | None = None,
         port: int = 0,
@@ -143,19 +155,44 @@ class Scheduler(Server):
         preload: Any = None,
         preload_argv: Any = None,
         idle_timeout: Any = None,
+        interface: str | None = None,
+        protocol: str | None = None,
+        contact_address: str | None = None,
+        allowed_failures: int | None = None,
+        worker_ttl: Any = None,
+        validate: bool | None = None,
+        plugins: Sequence[Any] = (),
+        dashboard: bool | None = None,
+        dashboard_address: str | None = None,
+        http_prefix: str | None = None,
     ) -> None:
         super().__init__()
         self.idle_timeout = config.seconds(idle_timeout, "idle_timeout")
+        if allowed_failures is not None and (not isinstance(allowed_failures, int) or allowed_failures < 0):
+            raise UsageError(f"allowed_failures must be a number from 0 on, got {allowed_failures!r}")
+        given = {
+            "idle_timeout": self.idle_timeout,
+            "allowed_failures": allowed_failures,
+            "worker_ttl": config.seconds(worker_ttl, "worker_ttl"),
+            "validate": validate,
+        }
+        self._given = {name: value for name, value in given.items() if value is not None}
+        self._plugins = list(plugins)
         self._secret = secret_of(security)
         self._preloads = preloads(preload, preload_argv, "distributed.scheduler")
-        self._listen = f"tcp://{host or '127.0.0.1'}:{port}"
+        where = listening("tcp://127.0.0.1:0", host, port, interface, protocol, None, contact_address)
+        self._listen, self._contact = where.candidates[0], where.contact
         self._scheduler_file = None if scheduler_file is None else Path(scheduler_file).expanduser()
 
     async def _launch(self) -> None:
         self.program = SchedulerProgram(self._secret, public=self)
-        if self.idle_timeout is not None:
-            self.program.core.settings.idle_timeout = self.idle_timeout
+        for name, value in self._given.items():
+            setattr(self.program.core.settings, name, value)
         await self.program.start([self._listen, local_address()])
+        if self._contact:
+            self.program.addresses.insert(0, self._contact)
+        for plugin in self._plugins:
+            await self.program.add_plugin(plugin, None, False)
         await self._preloads.start(self)
         if self._scheduler_file is not None:
             write_scheduler_file(self._scheduler_file, "Scheduler", self.program.addresses, self._secret)
@@ -164,6 +201,14 @@ class Scheduler(Server):
     def address(self) -> str:
         found: str = self.program.addresses[0]
         return found
+
+    async def close(self, reason: str = "closed by its user", timeout: Any = None) -> None:
+        """End it; ``timeout`` has no effect, since nothing is waited for."""
+        await super().close(reason)
+
+    def stop(self) -> Any:
+        """Begin to end it; to be awaited by who wants to know when it has."""
+        return asyncio.ensure_future(self.close())
 
     async def _end(self, reason: str) -> None:
         if self._scheduler_file is not None and self.program is not None:

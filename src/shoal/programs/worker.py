@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 from uuid import uuid4
@@ -110,6 +110,8 @@ class WorkerProgram(Serving):
         As for ``Worker``.
     lifetime
         How long it lives.
+    heartbeat_interval, metrics
+        As for ``Worker``.
     supervision
         What its nanny gave it, where there is one.
     public
@@ -130,6 +132,8 @@ class WorkerProgram(Serving):
         supervision: Supervision | None = None,
         validate: bool = False,
         lifetime: Lifetime | None = None,
+        heartbeat_interval: float | None = None,
+        metrics: dict[str, Callable[[Any], Any]] | None = None,
         public: Any = None,
     ) -> None:
         super().__init__(memory_limit)
@@ -196,6 +200,7 @@ class WorkerProgram(Serving):
         }
         self.driver = Driver(self.core, self._perform, loop, lambda error: self.finished.set())
         self._hooks = Plugins("worker", self._public)
+        self._every, self._metrics = heartbeat_interval, metrics or {}
         #: What the scheduler said while plugins that came first are being installed.
         self._held: list[Any] | None = None
         self.logs = LogKeeper(config.log_length())
@@ -321,7 +326,7 @@ class WorkerProgram(Serving):
     def _on_messages(self, link: Link, messages: list[Any]) -> None:
         for number, message in enumerate(messages):
             if isinstance(message, WorkerRegistered):
-                self._beat(message.heartbeat_interval)
+                self._beat(self._every or message.heartbeat_interval)
                 if not message.plugins:
                     self._registered.set()
                     continue
@@ -382,7 +387,8 @@ class WorkerProgram(Serving):
 
     def metrics(self) -> dict[str, Any]:
         """How this worker is, for the heartbeat."""
-        return {
+        users = {name: self._metric(name, metric) for name, metric in self._metrics.items()}
+        return users | {
             "memory": self.memory_manager.metrics(),
             "executing": self.core.slots.n_running,
             "in_memory": len(self.store),
@@ -390,6 +396,24 @@ class WorkerProgram(Serving):
             "bytes_in": self.bytes_in,
             "bytes_out": self.bytes_out,
         }
+
+    def _metric(self, name: str, metric: Callable[[Any], Any]) -> Any:
+        try:
+            return metric(self._public)
+        except Exception:
+            logger.exception("the metric %r failed", name)
+            return None
+
+    async def plugin_add(self, plugin: Any, name: str | None = None) -> str:
+        """Install a plugin here; return its name."""
+        name = await self._hooks.add(plugin, name)
+        self._watch_transitions()
+        return name
+
+    async def plugin_remove(self, name: str) -> None:
+        """Remove one."""
+        await self._hooks.remove(name)
+        self._watch_transitions()
 
     def _perform(self, effect: Effect) -> None:
         match effect:

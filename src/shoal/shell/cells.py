@@ -80,7 +80,7 @@ class Cell:
                 pass  # it ended with its parent
         code = self._process.wait()
         self._socket.close()
-        return f"killed by {signal.Signals(-code).name}" if code < 0 else f"exited with status {code}"
+        return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with status {code}"
 
 
 class Cells:

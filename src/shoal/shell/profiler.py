@@ -162,6 +162,10 @@ class Profiler:
 
     # -------------------------------------------------------------------------------------------- for others
 
+    def look(self) -> None:
+        """Look at the stacks of all running tasks now."""
+        self._look(self._running(), time.time())
+
     def profile(self, prefix: str | None = None, start: float | None = None, stop: float | None = None) -> Tree:
         """What was seen, of one prefix or all, between two times (seconds since 1970)."""
         chosen = [

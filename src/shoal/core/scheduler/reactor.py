@@ -107,7 +107,7 @@ class SchedulerCore(Meeting):
             elif type(event) is PluginsChanged:
                 self._on_plugins_changed(event.hooks)
             elif type(event) is Asked:
-                self._on_retire(ClientId(""), event.message)
+                self._on_asked(event.message)
             elif type(event) is not Due:
                 raise TypeError(f"not an event of the scheduler's: {event!r}")
         self._check_ttl(now)
@@ -271,6 +271,21 @@ class SchedulerCore(Meeting):
                 self._on_shutdown(client, message)
             case Bye():
                 self._remove_client(client)
+            case _:
+                assert_never(message)
+
+    def _on_asked(self, message: Retire | Replicate | Rebalance | Restart) -> None:
+        """The program itself asks for something."""
+        me = ClientRecord(ClientId(""), "the scheduler itself", remote=False)
+        match message:
+            case Retire():
+                self._on_retire(me.id, message)
+            case Replicate():
+                self._on_replicate(me.id, message)
+            case Rebalance():
+                self._on_rebalance(me.id, message)
+            case Restart():
+                self._on_restart(me, message)
             case _:
                 assert_never(message)
 

@@ -148,20 +148,17 @@ class Supervision(Fleet):
             if left and restart.wait_for_workers and now < restart.deadline:
                 continue
             self.restarts.remove(restart)
-            client = self.state.clients.get(restart.client)
-            if client is None:
-                continue
             if restart.results is not None:
                 for slot, name in restart.names.items():
                     gone = slot not in self.state.nannies
                     restart.results[name] = "removed" if gone else "timed out" if slot in left else "OK"
-                self.state.tell(client, Answer(restart.rid, restart.results))
+                self._answer(restart.client, restart.rid, restart.results)
             elif left and restart.wait_for_workers:
                 names = ", ".join(self.state.nannies[s].name if s in self.state.nannies else s for s in left)
                 text = f"{len(left)} workers did not come back within {restart.timeout:g} s: {names}"
-                self.state.tell(client, Answer(restart.rid, None, f"TimeoutError: {text}"))
+                self._answer(restart.client, restart.rid, None, f"TimeoutError: {text}")
             else:
-                self.state.tell(client, Answer(restart.rid, "OK"))
+                self._answer(restart.client, restart.rid, "OK")
 
     def _is_replaced(self, slot: SlotId, old: WorkerId) -> bool:
         nanny = self.state.nannies.get(slot)

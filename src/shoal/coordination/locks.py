@@ -8,8 +8,8 @@ from types import TracebackType
 from typing import Any, Self
 from uuid import uuid4
 
+from shoal.coordination.base import Shared, limit
 from shoal.errors import UsageError
-from shoal.sync.base import Shared, limit
 
 
 class _Leased(Shared):

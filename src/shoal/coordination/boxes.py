@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+from shoal.coordination.base import Shared, limit
 from shoal.errors import UsageError
-from shoal.sync.base import Shared, limit
 
 
 class Event(Shared):
