@@ -46,6 +46,8 @@ if TYPE_CHECKING:
     from shoal.deploy.local import LocalCluster as LocalCluster
     from shoal.deploy.spec import ProcessInterface as ProcessInterface
     from shoal.deploy.spec import SpecCluster as SpecCluster
+    from shoal.deploy.ssh import SSHCluster as SSHCluster
+    from shoal.deploy.subprocess import SubprocessCluster as SubprocessCluster
     from shoal.errors import KilledWorker as KilledWorker
     from shoal.errors import Reschedule as Reschedule
     from shoal.observe.metadata import get_task_metadata as get_task_metadata
@@ -110,6 +112,8 @@ _EXPORTS = {
     "LocalCluster": "shoal.deploy.local",
     "ProcessInterface": "shoal.deploy.spec",
     "SpecCluster": "shoal.deploy.spec",
+    "SSHCluster": "shoal.deploy.ssh",
+    "SubprocessCluster": "shoal.deploy.subprocess",
     "KilledWorker": "shoal.errors",
     "Reschedule": "shoal.errors",
     "get_task_metadata": "shoal.observe.metadata",
@@ -163,12 +167,14 @@ __all__ = [
     "Queue",
     "ReduceReplicas",
     "Reschedule",
+    "SSHCluster",
     "Scheduler",
     "SchedulerPlugin",
     "Security",
     "Semaphore",
     "SpecCluster",
     "Status",
+    "SubprocessCluster",
     "TimeoutError",
     "UploadDirectory",
     "UploadFile",

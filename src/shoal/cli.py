@@ -28,8 +28,11 @@ def main() -> None:
     print_from(logging.INFO)
 
 
-def _serve(make: Callable[[], list[Server]], pid_file: Path | None = None) -> None:
-    """Run servers until all have finished, or a signal comes: the first SIGTERM lets workers retire."""
+def _serve(make: Callable[[], list[Server]], pid_file: Path | None = None, with_stdin: bool = False) -> None:
+    """Run servers until all have finished, or a signal comes: the first SIGTERM lets workers retire.
+
+    ``with_stdin``: also until stdin closes; and where the first of them is, is said on stdout.
+    """
 
     async def serve() -> None:
         from shoal.programs.servers import run_until
@@ -42,7 +45,14 @@ def _serve(make: Callable[[], list[Server]], pid_file: Path | None = None) -> No
             (ended if leaving.is_set() else leaving).set()
 
         loop.add_signal_handler(signal.SIGTERM, on_term)
-        await run_until(make(), ended, leaving)
+        servers = make()
+        told = [loop.create_task(_tell(servers[0])), loop.create_task(_until_stdin_closes(ended))] if with_stdin else []
+        try:
+            await run_until(servers, ended, leaving)
+        finally:
+            for task in told:
+                task.cancel()
+            await asyncio.gather(*told, return_exceptions=True)
 
     from shoal.shell.loops import new_event_loop
 
@@ -51,6 +61,45 @@ def _serve(make: Callable[[], list[Server]], pid_file: Path | None = None) -> No
             runner.run(serve())
     except (ShoalError, TimeoutError) as error:
         raise click.ClickException(str(error)) from error
+
+
+async def _tell(server: Server) -> None:
+    """Say on stdout where a server is, once it is there."""
+    import json
+
+    while server.status in ("created", "starting"):
+        await asyncio.sleep(0.01)
+    if server.status == "running":
+        addresses = getattr(server.program, "addresses", None) or [server.address]
+        click.echo(json.dumps({"addresses": addresses}))
+
+
+async def _until_stdin_closes(ended: asyncio.Event) -> None:
+    import sys
+
+    pipe = asyncio.StreamReader()
+    transport, _ = await asyncio.get_running_loop().connect_read_pipe(
+        lambda: asyncio.StreamReaderProtocol(pipe), sys.stdin
+    )
+    try:
+        await pipe.read()
+        ended.set()
+    finally:
+        transport.close()
+
+
+def _read_secret() -> Any:
+    """The cluster's secret, which is the first line of stdin, in hex."""
+    line = b""
+    while not line.endswith(b"\n"):
+        char = os.read(0, 1)
+        if not char:
+            raise click.ClickException("stdin closed before the secret was there")
+        line += char
+    try:
+        return bytes.fromhex(line.decode().strip())
+    except ValueError:
+        raise click.ClickException("the first line of stdin is no secret in hex") from None
 
 
 @contextmanager
@@ -71,6 +120,9 @@ def _pid_file(path: Path | None) -> Iterator[None]:
 _preload = click.option(
     "--preload", multiple=True, help="Module, file or source text to run at the start; may be given more than once."
 )
+_with_stdin = click.option(
+    "--with-stdin", is_flag=True, help="Read the secret (a line in hex) from stdin; end when stdin closes."
+)
 _preload_argv = click.argument("preload_argv", nargs=-1, type=click.UNPROCESSED)
 _pid_file_option = click.option("--pid-file", type=click.Path(path_type=Path), help="Write the process id here.")
 
@@ -80,6 +132,7 @@ _pid_file_option = click.option("--pid-file", type=click.Path(path_type=Path), h
 @click.option("--port", default=8786, show_default=True, type=click.IntRange(0, 65535), help="0 for any free port.")
 @click.option("--scheduler-file", type=click.Path(path_type=Path), help="Write address and secret here (mode 0600).")
 @click.option("--idle-timeout", help="Close after so long without work, as '1 hour'; never by default.")
+@_with_stdin
 @_pid_file_option
 @_preload
 @_preload_argv
@@ -88,6 +141,7 @@ def scheduler(
     port: int,
     scheduler_file: Path | None,
     idle_timeout: str | None,
+    with_stdin: bool,
     pid_file: Path | None,
     preload: tuple[str, ...],
     preload_argv: tuple[str, ...],
@@ -98,7 +152,9 @@ def scheduler(
 
     where_nothing_else_is()  # for functions that users run here
     options = {**_preloads(preload, preload_argv), "idle_timeout": idle_timeout}
-    _serve(lambda: [Scheduler(host=host, port=port, scheduler_file=scheduler_file, **options)], pid_file)
+    if with_stdin:
+        options["security"] = _read_secret()
+    _serve(lambda: [Scheduler(host=host, port=port, scheduler_file=scheduler_file, **options)], pid_file, with_stdin)
 
 
 @main.command(context_settings={"ignore_unknown_options": True})
@@ -128,6 +184,7 @@ def scheduler(
 @click.option("--lifetime-restart/--no-lifetime-restart", default=None, help="Start another then.")
 @click.option("--validate/--no-validate", default=None, help="Check every invariant at every step.")
 @click.option("--preload-nanny", multiple=True, help="As --preload, in the nanny.")
+@_with_stdin
 @_pid_file_option
 @_preload
 def worker(
@@ -157,6 +214,7 @@ def worker(
     lifetime_restart: bool | None,
     validate: bool | None,
     preload_nanny: tuple[str, ...],
+    with_stdin: bool,
     pid_file: Path | None,
     preload: tuple[str, ...],
 ) -> None:
@@ -193,12 +251,14 @@ def worker(
         "lifetime_restart": lifetime_restart,
         **_preloads(preload, preload_argv),
     }
+    if with_stdin:
+        options["security"] = _read_secret()
     if not nanny:
         given = {"--nworkers": nworkers > 1, "--preload-nanny": preload_nanny, "--nanny-port": nanny_port}
         for option, used in {**given, "--no-reconnect": not reconnect}.items():
             if used:
                 raise click.UsageError(f"{option} needs a nanny: leave --no-nanny away")
-        _serve(lambda: [kind(address, name=name, port=worker_port, **options)], pid_file)
+        _serve(lambda: [kind(address, name=name, port=worker_port, **options)], pid_file, with_stdin)
         return
     for_nanny: dict[str, Any] = {
         "worker_port": worker_port,
@@ -208,7 +268,7 @@ def worker(
         "preload_nanny": list(preload_nanny) or None,
     }
     names = [name if nworkers == 1 or name is None else f"{name}-{number}" for number in range(nworkers)]
-    _serve(lambda: [Nanny(address, name=each, **options, **for_nanny) for each in names], pid_file)
+    _serve(lambda: [Nanny(address, name=each, **options, **for_nanny) for each in names], pid_file, with_stdin)
 
 
 def _preloads(names: tuple[str, ...], arguments: tuple[str, ...]) -> dict[str, Any]:

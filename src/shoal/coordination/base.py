@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Generator
 from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 from uuid import uuid4
 
 from shoal import config
@@ -40,6 +41,21 @@ class Shared:
         client = self.client
         _, value = await client._await(client._connection.meet(what, self.name, **args))
         return value
+
+    @property
+    def asynchronous(self) -> bool:
+        """Whether its methods are to be awaited here."""
+        return self.client.asynchronous
+
+    def sync(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Run a coroutine function on its client's event loop, as :meth:`Client.sync`."""
+        return self.client.sync(func, *args, **kwargs)
+
+    def __await__(self) -> Generator[Any, None, Self]:
+        async def ready() -> Self:
+            return self
+
+        return ready().__await__()
 
     def __reduce__(self) -> Any:
         return type(self), (self.name,)

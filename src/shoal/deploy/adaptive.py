@@ -220,6 +220,11 @@ class Adaptive(AdaptiveCore):
         self.cluster._note(f"adapts {what['status']} to {what['target']} workers: {facts}")
 
     @property
+    def scheduler(self) -> Any:
+        """The scheduler, to ask questions of it in coroutines."""
+        return self.cluster._manager.scheduler
+
+    @property
     def loop(self) -> asyncio.AbstractEventLoop:
         """The event loop of the cluster."""
         return self.cluster.loop

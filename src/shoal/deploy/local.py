@@ -210,15 +210,11 @@ def _worker_kind(worker_class: Any) -> type[Worker] | None:
 def _check_arguments(given: dict[str, Any], kind: type[Worker]) -> None:
     known: set[str] = set()
     for one in kind.__mro__:
-        if "__init__" in vars(one):
-            known |= {
-                name for name, p in inspect.signature(one.__init__).parameters.items() if p.kind is not p.VAR_KEYWORD
-            }
+        made = vars(one).get("__init__")
+        known |= set(inspect.signature(made).parameters) if made is not None else set()
     for name in given:
         if name not in known:
-            raise TypeError(
-                f"LocalCluster got an unexpected argument {name!r}, which {kind.__name__} does not know either"
-            )
+            raise TypeError(f"LocalCluster got an unexpected argument {name!r}, nor does {kind.__name__} know it")
 
 
 def _where(host: str | None, ip: str | None, interface: str | None) -> str:

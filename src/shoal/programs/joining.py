@@ -68,8 +68,19 @@ class Joining(Server):
         lifetime_stagger: Any = None,
         lifetime_restart: bool | None = None,
         loop: Any = None,
+        heartbeat_interval: Any = None,
+        metrics: dict[str, Callable[[Any], Any]] | None = None,
+        plugins: Sequence[Any] = (),
+        dashboard: bool | None = None,
+        dashboard_address: str | None = None,
+        http_prefix: str | None = None,
     ) -> None:
         super().__init__()
+        self.heartbeat_interval = config.seconds(heartbeat_interval, "heartbeat_interval")
+        for one, metric in (metrics or {}).items():
+            if not callable(metric):
+                raise UsageError(f"metrics must map names to functions of the worker, got {metric!r} for {one!r}")
+        self._metrics, self._plugins = dict(metrics or {}), list(plugins)
         if loop is not None:
             warnings.warn(f"loop= of {type(self).__name__} has no effect and will go", DeprecationWarning, stacklevel=3)
         self._scheduler_file = None if scheduler_file is None else Path(scheduler_file).expanduser()
@@ -213,26 +224,6 @@ class Worker(Joining):
     UsageError
         If an argument makes no sense, naming it.
     """
-
-    def __init__(
-        self,
-        scheduler_ip: str | None = None,
-        scheduler_port: int | None = None,
-        *,
-        heartbeat_interval: Any = None,
-        metrics: dict[str, Callable[[Any], Any]] | None = None,
-        plugins: Sequence[Any] = (),
-        dashboard: bool | None = None,
-        dashboard_address: str | None = None,
-        http_prefix: str | None = None,
-        **options: Any,
-    ) -> None:
-        super().__init__(scheduler_ip, scheduler_port, **options)
-        self.heartbeat_interval = config.seconds(heartbeat_interval, "heartbeat_interval")
-        for name, metric in (metrics or {}).items():
-            if not callable(metric):
-                raise UsageError(f"metrics must map names to functions of the worker, got {metric!r} for {name!r}")
-        self._metrics, self._plugins = dict(metrics or {}), list(plugins)
 
     async def _launch(self) -> None:
         secret, where = await self._find_scheduler()
