@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet -c constraints.txt
 
-.PHONY: help demo test lint bench scaling sim soak clean
+.PHONY: help demo test test-compat lint bench scaling sim soak clean
 
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -32,6 +32,14 @@ lint: .stamp-lint  ## style, types and layers
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 
+.stamp-compat: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-compat
+	.venv-compat/bin/python -m pip install --quiet -c constraints.txt -e ".[test,compat]"
+	@touch $@
+
+test-compat: .stamp-compat  ## programs of other libraries, those that are large to install, too
+	.venv-compat/bin/python -m pytest tests/compat $(ARGS)
+
 soak: .stamp-test  ## ten minutes of graphs while workers are ended in every way
 	$(BIN)/python tools/soak.py --minutes 10 $(ARGS)
 
@@ -51,4 +59,4 @@ bench: .stamp-bench  ## shoal and its peers, the same work in one run
 	.venv-bench/bin/python benchmarks/compare.py --output benchmarks/results $(ARGS)
 
 clean:  ## remove what the other targets made
-	rm -rf $(VENV) .venv-bench .stamp-* .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) .venv-bench .venv-compat .stamp-* .mypy_cache .ruff_cache .pytest_cache

@@ -28,7 +28,9 @@ def _snapshot() -> tuple[set[int], set[str], set[str]]:
                 descriptors.add(f"{name} {target}")
         except OSError:
             pass  # the descriptor of the listing itself
-    threads = {f"{thread.name} {thread.ident}" for thread in threading.enumerate()}
+    # A loop keeps its own pool (uvloop_0, …) while it lives; that of the clients lives as long as this process.
+    names = {f"{thread.name} {thread.ident}" for thread in threading.enumerate()}
+    threads = {name for name in names if not name.startswith(("uvloop_", "asyncio_"))}
     return {child.pid for child in me.children(recursive=True)}, threads, descriptors
 
 

@@ -49,8 +49,7 @@ class _Stand(ModuleType):
             module, _, attribute = place.partition(":")
             found = import_module(module)
             found = getattr(found, attribute) if attribute else found
-            if self.__name__ + "." + name not in MODULES:  # `distributed.worker_client` is a function, as it is there
-                self.__dict__[name] = found
+            self.__dict__[name] = found
             return found
         inner = f"{self.__name__}.{name}"
         if inner in MODULES:
@@ -60,6 +59,11 @@ class _Stand(ModuleType):
         if frame.f_code.co_code[frame.f_lasti] == dis.opmap["IMPORT_FROM"]:
             raise ImportError(text, name=self.__name__)
         raise AttributeError(text)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if isinstance(value, _Stand) and name in MODULES[self.__name__]:
+            return  # `distributed.worker_client` stays the function, as it does there, though a module has its name
+        super().__setattr__(name, value)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return import_module, (self.__name__,)

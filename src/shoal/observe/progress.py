@@ -75,7 +75,7 @@ def progress(
     keys = [future._known.key for future in found]
     watcher = Watcher(client, keys, complete, group_by if multi else "", interval)
     if _in_notebook() if notebook is None else notebook:
-        return NotebookProgress(watcher)
+        return NotebookProgress(watcher, found)
     if client.asynchronous:
         return _show_in_terminal_async(watcher, found)
     return _show_in_terminal(watcher, found)
@@ -166,9 +166,12 @@ class NotebookProgress:
     ----------
     watcher
         Who looks.
+    futures
+        What is looked at: kept until it is done.
     """
 
-    def __init__(self, watcher: Watcher) -> None:
+    def __init__(self, watcher: Watcher, futures: list[Any]) -> None:
+        self._futures = futures
         self._begun = monotonic()
         self._counts: Counts = {}
         self._handle: Any = None
@@ -184,6 +187,7 @@ class NotebookProgress:
             self._handle.update(self)
 
     def _done(self, future: Any) -> None:
+        self._futures = []
         if not future.cancelled():
             self.error = future.exception()
 

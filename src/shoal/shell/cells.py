@@ -65,19 +65,18 @@ class Cell:
         send(self._socket, request)
         return receive(self._socket, due)
 
-    def end(self) -> str:
-        """End it and what it started; return how it ended."""
-        children = []
+    def kill(self) -> None:
+        """End it and what it started; callable in any thread."""
         try:
-            children = psutil.Process(self._process.pid).children(recursive=True)
+            process = psutil.Process(self._process.pid)
+            for one in [process, *process.children(recursive=True)]:
+                one.kill()
         except psutil.NoSuchProcess:
-            pass  # it has ended by itself, and its children are nobody's
-        self._process.kill()
-        for child in children:
-            try:
-                child.kill()
-            except psutil.NoSuchProcess:
-                pass  # it ended with its parent
+            pass  # it, or one that it started, has ended by itself
+
+    def end(self) -> str:
+        """End it, what it started, and the connection with it; return how it ended."""
+        self.kill()
         code = self._process.wait()
         self._socket.close()
         return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with status {code}"
@@ -159,7 +158,7 @@ class Cells:
                 cell = self._busy[key]
                 if cell is not None:
                     cell.killed = True
-                    cell._process.kill()  # its thread hears of it, and clears up
+                    cell.kill()  # its thread hears of it, and clears up
 
     def close(self) -> None:
         """End them all."""

@@ -26,8 +26,8 @@ KEPT: Final = 3600
 _DEEPEST: Final = 400
 #: Seconds between two looks at the memory.
 _MEMORY: Final = 0.05
-#: Frames of these files are shoal's own, around a task's.
-_OWN: Final = ("/shoal/shell/executor.py", "/threading.py", "/shoal/shell/profiler.py")
+#: The outermost frames, of files with these in their names, are shoal's own, around a task's.
+_OWN: Final = ("/shoal/shell/", "/threading.py")
 
 
 def new_tree() -> Tree:
@@ -40,12 +40,15 @@ def _describe_root() -> dict[str, Any]:
 
 
 def add_stack(tree: Tree, frame: FrameType | None) -> None:
-    """Count one stack."""
+    """Count one stack, without the frames of shoal's own that are around a task's."""
     stack: list[FrameType] = []
     while frame is not None:
-        if not frame.f_code.co_filename.endswith(_OWN):
-            stack.append(frame)
+        stack.append(frame)
         frame = frame.f_back
+    while stack and any(part in stack[-1].f_code.co_filename for part in _OWN):
+        stack.pop()
+    if not stack:
+        return  # it is about to begin, or has just ended
     tree["count"] += 1
     for one in stack[::-1][:_DEEPEST]:
         code = one.f_code
