@@ -123,24 +123,38 @@ _preload = click.option(
 _with_stdin = click.option(
     "--with-stdin", is_flag=True, help="Read the secret (a line in hex) from stdin; end when stdin closes."
 )
+
+
+def _dashboard(command: Any) -> Any:
+    """Options of a dashboard, which there is not: they are accepted, so that command lines can stay as they are."""
+    for option in ("--dashboard-address", "--dashboard-prefix"):
+        command = click.option(option, hidden=True, expose_value=False)(command)
+    return click.option("--dashboard/--no-dashboard", default=True, hidden=True, expose_value=False)(command)
+
+
 _preload_argv = click.argument("preload_argv", nargs=-1, type=click.UNPROCESSED)
 _pid_file_option = click.option("--pid-file", type=click.Path(path_type=Path), help="Write the process id here.")
 
 
 @main.command(context_settings={"ignore_unknown_options": True})
-@click.option("--host", default="127.0.0.1", show_default=True, help="Where to listen; 0.0.0.0 for every interface.")
+@click.option("--host", help="Where to listen: 127.0.0.1 by default, 0.0.0.0 for every interface.")
 @click.option("--port", default=8786, show_default=True, type=click.IntRange(0, 65535), help="0 for any free port.")
 @click.option("--scheduler-file", type=click.Path(path_type=Path), help="Write address and secret here (mode 0600).")
 @click.option("--idle-timeout", help="Close after so long without work, as '1 hour'; never by default.")
+@click.option("--interface", help="Network interface, as eth0, in place of --host.")
+@click.option("--protocol", help="tcp.")
+@_dashboard
 @_with_stdin
 @_pid_file_option
 @_preload
 @_preload_argv
 def scheduler(
-    host: str,
+    host: str | None,
     port: int,
     scheduler_file: Path | None,
     idle_timeout: str | None,
+    interface: str | None,
+    protocol: str | None,
     with_stdin: bool,
     pid_file: Path | None,
     preload: tuple[str, ...],
@@ -152,6 +166,7 @@ def scheduler(
 
     where_nothing_else_is()  # for functions that users run here
     options = {**_preloads(preload, preload_argv), "idle_timeout": idle_timeout}
+    options |= {"interface": interface, "protocol": protocol}
     if with_stdin:
         options["security"] = _read_secret()
     _serve(lambda: [Scheduler(host=host, port=port, scheduler_file=scheduler_file, **options)], pid_file, with_stdin)
@@ -184,6 +199,7 @@ def scheduler(
 @click.option("--lifetime-restart/--no-lifetime-restart", default=None, help="Start another then.")
 @click.option("--validate/--no-validate", default=None, help="Check every invariant at every step.")
 @click.option("--preload-nanny", multiple=True, help="As --preload, in the nanny.")
+@_dashboard
 @_with_stdin
 @_pid_file_option
 @_preload
@@ -277,14 +293,16 @@ def _preloads(names: tuple[str, ...], arguments: tuple[str, ...]) -> dict[str, A
     return {"preload": list(names) or None, "preload_argv": list(arguments) or None}
 
 
-def _load_class(path: str) -> Any:
+def _load_class(path: str, option: str = "--worker-class") -> Any:
     from importlib import import_module
 
     module, _, name = path.rpartition(".")
+    if module in ("distributed", "dask.distributed"):
+        module = "shoal"
     try:
         return getattr(import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
-        raise click.BadParameter(f"{path!r} cannot be imported: {error}", param_hint="--worker-class") from error
+        raise click.BadParameter(f"{path!r} cannot be imported: {error}", param_hint=option) from error
 
 
 def _parse_amounts(text: str, option: str) -> dict[str, float]:
@@ -296,6 +314,39 @@ def _parse_amounts(text: str, option: str) -> dict[str, float]:
         except ValueError:
             raise click.BadParameter(f"write NAME=NUMBER, got {pair!r}", param_hint=option) from None
     return found
+
+
+@main.command()
+@click.argument("arguments", nargs=-1)
+@click.option(
+    "--spec", "text", help='JSON: {"cls": "shoal.Nanny", "opts": {"nthreads": 1}}, or several of them by name.'
+)
+@click.option("--spec-file", type=click.Path(path_type=Path), help="A file with that, as JSON or YAML.")
+@_pid_file_option
+def spec(arguments: tuple[str, ...], text: str | None, spec_file: Path | None, pid_file: Path | None) -> None:
+    """Run what a specification says; ARGUMENTS (as the scheduler's address) are handed to each class."""
+    import yaml
+
+    if (text is None) == (spec_file is None):
+        raise click.UsageError("give --spec or --spec-file")
+    try:
+        told = yaml.safe_load(text if text is not None else spec_file.read_text())  # type: ignore[union-attr]
+    except (yaml.YAMLError, OSError) as error:
+        raise click.BadParameter(f"cannot be read: {error}", param_hint="--spec") from error
+    if isinstance(told, dict) and "cls" in told:
+        told = {"": told}
+    if not isinstance(told, dict) or not all(isinstance(one, dict) and "cls" in one for one in told.values()):
+        raise click.BadParameter("must be a mapping with 'cls', or several of them by name", param_hint="--spec")
+
+    def make() -> list[Server]:
+        made = []
+        for name, one in told.items():
+            options = one.get("opts") or one.get("options") or {}
+            named = {"name": name} if name else {}
+            made.append(_load_class(one["cls"], "cls")(*arguments, **{**named, **options}))
+        return made
+
+    _serve(make, pid_file)
 
 
 @main.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
