@@ -208,12 +208,17 @@ class Done(Item):
 
 
 class TaskError(Item):
-    """A failure as it travels: pickled where that worked, and always as text."""
+    """A failure as it travels: pickled where that worked, and always as text.
+
+    ``before`` is what it was raised from (``explicit``), or while that was handled.
+    """
 
     exception: Any
     traceback: Any
     text: str
     traceback_text: str = ""
+    before: TaskError | None = None
+    explicit: bool = False
 
 
 # ---------------------------------------------------------------------------------------------- both ways

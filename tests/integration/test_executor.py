@@ -6,6 +6,7 @@ import asyncio
 import concurrent.futures
 import threading
 import time
+import traceback
 from pathlib import Path
 
 import pytest
@@ -199,3 +200,52 @@ def _where() -> str:
     from shoal import get_worker
 
     return str(get_worker().address)
+
+
+def _chain() -> None:
+    try:
+        try:
+            {}["the cause"]
+        except KeyError as first:
+            raise ValueError("the middle") from first
+    except ValueError:
+        raise RuntimeError("the end")  # noqa: B904 - the context is what is looked for
+
+
+@pytest.mark.parametrize("killable", [False, True])
+def test_errors_keep_what_led_to_them(client: Client, killable: bool) -> None:
+    """The cause, what was being handled, and the traceback of each."""
+    error = client.submit(_chain, killable=killable).exception()
+    assert isinstance(error, RuntimeError)
+    middle = error.__context__
+    assert isinstance(middle, ValueError)
+    assert isinstance(middle.__cause__, KeyError)
+    for one in (error, middle, middle.__cause__):
+        names = [frame.name for frame in traceback.extract_tb(one.__traceback__)]
+        assert "_chain" in names
+    told = "".join(traceback.format_exception(error))
+    assert "the direct cause of the following" in told
+    assert told.count("_chain") >= 3
+
+
+def test_streams_of_inputs(client: Client) -> None:
+    """With a batch size, the first calls run while the last inputs are not there yet."""
+    first_done = threading.Event()
+
+    def inputs():
+        yield from range(4)
+        assert first_done.wait(20), "nothing ran while the stream went on"
+        yield from range(4, 6)
+
+    def watch() -> None:
+        until(lambda: any("sleep" in row["key"] for row in client.get_task_stream()))
+        first_done.set()
+
+    threading.Thread(target=watch).start()
+    futures = client.map(_sleep, (0.01 for _ in range(100)), inputs(), batch_size=2)
+    assert client.gather(futures) == list(range(6))
+    assert [future.key for future in client.map(inc, range(3), key="k", batch_size=2)] == ["k-0", "k-1", "k-2"]
+    assert client.map(inc, []) == []
+    for key in (["a"], ["a", "b", "c"]):
+        with pytest.raises(ValueError, match=f"{len(key)} keys"):
+            client.map(inc, [1, 2], key=key)

@@ -206,7 +206,7 @@ def test_the_configuration_reaches_the_worker_with_what_is_laid_over_it() -> Non
             Nanny(scheduler.address, nthreads=1, config=overlay),
             Client(scheduler.address, asynchronous=True, set_as_default=False) as client,
         ):
-            ask = [("mine.a", 1), ("mine.b", 20), ("array.chunk-size", "5 MB"), ("scheduler", None)]
+            ask = [("mine.a", 1), ("mine.b", 20), ("array.chunk-size", "5 MB")]
             for key, value in ask:
                 assert await client.submit(configured, key, pure=False) == value
             assert await client.submit(variable, "FROM_OVERLAY") == "1"

@@ -33,7 +33,7 @@ def example(kind: Any, depth: int = 0) -> Any:
     if origin is dict:
         return {example(args[0]): example(args[1], depth + 1)}
     if origin is typing.Union or type(kind).__name__ == "UnionType":
-        return example(args[0], depth)
+        return None if depth > 6 and type(None) in args else example(args[0], depth)
     fields = typing.get_type_hints(kind)
     return kind(**{name: example(fields[name], depth + 1) for name in kind.__struct_fields__})
 

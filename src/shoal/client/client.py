@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Iterable, Iterator
+from itertools import count, islice
 from typing import Any, TypeVar
 from uuid import uuid4
 
@@ -156,27 +157,35 @@ class Client(Sharing):
         key
             A prefix for all keys, or a list with one for each call.
         batch_size
-            Calls that are sent in one message; all by default.
+            Calls that are sent in one message; all by default. The first batch runs while the iterables are still being
+            read: streams of inputs need not be there as a whole.
+
+        Raises
+        ------
+        UsageError
+            If ``key`` is a list of another length than there are calls.
         """
-        calls = [(args, kwargs) for args in zip(*iterables, strict=False)]
-        keys = list(key) if isinstance(key, list | tuple) else None
-        if key is not None and keys is None:
-            keys = [f"{key}-{n}" for n in range(len(calls))]
-        if keys is not None and len(keys) != len(calls):
-            raise UsageError(f"key holds {len(keys)} keys for {len(calls)} calls")
-        if batch_size is not None and batch_size < 1:
-            raise UsageError(f"batch_size must be at least 1, got {batch_size!r}")
+        if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
+            raise UsageError(f"batch_size must be a number from 1 on, got {batch_size!r}")
+        keys = iter(key) if isinstance(key, list | tuple) else None if key is None else (f"{key}-{n}" for n in count())
         actor = actor or actors
         options = options_of(
             priority, retries, workers, allow_other_workers, resources, actor, None, killable, task_timeout
         )
         if actor:
             func, pure = MakeActor(func), False
-        size, fifo = batch_size or max(len(calls), 1), _fifo(fifo_timeout)
+        fifo = _fifo(fifo_timeout)
+        calls = ((args, kwargs) for args in zip(*iterables, strict=False))
         futures: list[Future] = []
-        for at in range(0, len(calls), size):
-            part = None if keys is None else keys[at : at + size]
-            futures += self._submit_calls(func, calls[at : at + size], part, options, pure, at, fifo)
+        while part := list(islice(calls, batch_size)):
+            named = None if keys is None else list(islice(keys, len(part)))
+            if named is not None and len(named) < len(part):
+                raise UsageError(f"key holds {len(futures) + len(named)} keys, and there are more calls")
+            futures += self._submit_calls(func, part, named, options, pure, len(futures), fifo)
+        if isinstance(key, list | tuple) and len(key) > len(futures):
+            raise UsageError(f"key holds {len(key)} keys for {len(futures)} calls")
+        if not futures and not callable(func):
+            raise TypeError(f"func must be callable, got {type(func).__name__}")
         return futures
 
     def _submit_calls(

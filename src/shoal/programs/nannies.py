@@ -218,18 +218,18 @@ class Nanny(Joining):
         """Close as soon as the worker goes."""
         await self.program.close_gracefully(reason)
 
-    async def plugin_add(self, plugin: Any, name: str | None = None) -> dict[str, Any]:
-        """Install a plugin in this nanny.
+    async def plugin_add(self, plugin: Any, name: str | None = None) -> str:
+        """Install a plugin in this nanny; return its name.
 
         Raises
         ------
         Exception
             What its set-up raised.
         """
-        await self.program.plugin_add(plugin, name)
-        return {"status": "OK"}
+        found: str = await self.program.plugin_add(plugin, name)
+        return found
 
-    async def plugin_remove(self, name: str) -> dict[str, Any]:
+    async def plugin_remove(self, name: str) -> None:
         """Remove a plugin from this nanny.
 
         Raises
@@ -238,7 +238,6 @@ class Nanny(Joining):
             If there is none of that name.
         """
         await self.program.plugin_remove(name)
-        return {"status": "OK"}
 
     def log_event(self, topic: str | Sequence[str], msg: Any) -> None:
         """Log an event under one or more topics.

@@ -26,6 +26,8 @@ _OUT_OF_BAND = 32 * 1024
 #: A pickle up to this size travels inside of its message.
 _INSIDE = 64 * 1024
 _MOST_TEXT = 20_000
+#: Errors that led to each other, as far as they travel.
+_MOST_CAUSES = 10
 
 _local = threading.local()
 
@@ -251,8 +253,8 @@ def _global_names(code: CodeType) -> list[str]:
 # ------------------------------------------------------------------------------------------------------ errors
 
 
-def dump_error(error: BaseException) -> TaskError:
-    """Return an exception as it travels; what cannot be pickled travels as text."""
+def dump_error(error: BaseException, depth: int = 0) -> TaskError:
+    """Return an exception as it travels, with those that led to it; what cannot be pickled travels as text."""
     text = type(error).__name__
     lines = ""
     frames = error.__traceback__
@@ -274,13 +276,16 @@ def dump_error(error: BaseException) -> TaskError:
             traceback = pickle.dumps(tblib.Traceback(frames).to_dict(), 5)
         except Exception as cause:
             lines += f"\n(the traceback itself could not be sent: {cause})"
-    return TaskError(exception, traceback, text[:_MOST_TEXT], lines[-_MOST_TEXT:])
+    explicit = error.__cause__ is not None
+    before = error.__cause__ if explicit else None if error.__suppress_context__ else error.__context__
+    earlier = dump_error(before, depth + 1) if before is not None and depth < _MOST_CAUSES else None
+    return TaskError(exception, traceback, text[:_MOST_TEXT], lines[-_MOST_TEXT:], earlier, explicit)
 
 
-def error_parts(error: BaseException) -> tuple[Any, Any, str, str]:
+def error_parts(error: BaseException) -> tuple[Any, ...]:
     """As :func:`dump_error`, as plain values."""
     sent = dump_error(error)
-    return sent.exception, sent.traceback, sent.text, sent.traceback_text
+    return sent.exception, sent.traceback, sent.text, sent.traceback_text, sent.before, sent.explicit
 
 
 def load_error(error: TaskError) -> BaseException:
@@ -301,6 +306,12 @@ def load_error(error: TaskError) -> BaseException:
             "SerializationError": SerializationError, "UsageError": UsageError,
         }  # fmt: skip
         found = kinds[kind](rest) if kind in kinds else RemoteError(f"{error.text}\n{error.traceback_text}".strip())
+    if error.before is not None:
+        before = load_error(error.before)
+        if error.explicit:
+            found.__cause__ = before
+        else:
+            found.__context__ = before
     return found.with_traceback(load_traceback(error))
 
 
