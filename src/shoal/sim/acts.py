@@ -123,7 +123,10 @@ def submit(world: World, client: ClientNode, rng: Random, some: list[str]) -> bo
     actors = options.actors and rng.random() < 0.5
     if actors:
         world.count("submissions of actors")
-    asked = TaskOptions(rng.randint(-1, 1), options.retries, hosts, others, needs, pool, actors)
+    apart = 0.0 if not (pool or actors) and rng.random() < 0.2 else None
+    if apart is not None:
+        world.count("submissions to processes of their own")
+    asked = TaskOptions(rng.randint(-1, 1), options.retries, hosts, others, needs, pool, actors, apart)
     world.submit(client, tasks, wants, asked)
     return True
 

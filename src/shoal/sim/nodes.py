@@ -62,7 +62,9 @@ class WorkerNode:
         self._queues: dict[str, deque[Run]] = {pool: deque() for pool in ("", *(self.executors or ()))}
         self._free = {"": nthreads, **(self.executors or {})}
         self._cancelled: set[str] = set()
-        self._inside: dict[str, None] = {}
+        self._inside: dict[str, Run] = {}
+        #: Executions whose process was ended: what they would have done later is void.
+        self._ended: list[Run] = []
         self._outside: dict[str, None] = {}
         self._inputs: dict[str, list[bytes]] = {}
         #: What happens once the scheduler has heard of data that was put here, by the number of the request.
@@ -146,6 +148,8 @@ class WorkerNode:
                 self._next(effect.executor)
             case CancelRun():
                 self._cancelled |= set(effect.keys)
+                if effect.kill:
+                    self._kill(effect.keys)
             case Fetch():
                 self.world.transfer(self, effect)
             case Drop():
@@ -168,7 +172,7 @@ class WorkerNode:
                 self.world.after(0.0, lambda run=run: self.tell(Outcomes([Outcome(run.key, "skipped")])))  # type: ignore[misc]
                 continue
             self._free[pool] -= 1
-            self._inside[run.key] = None
+            self._inside[run.key] = run
             self.world.oracle.executed[run.key] += 1
             fates = self.world.fates
             seconds = fates.duration(run.key) * self.slowness
@@ -221,8 +225,25 @@ class WorkerNode:
                 self.tell(Rejoined(run.key))
             self._next(run.executor)
 
-    def _end(self, run: Run, seconds: float, failed: bool = False) -> None:
-        if not self.alive or self._put_off(lambda: self._end(run, seconds, failed)):
+    def _was_ended(self, run: Run) -> bool:
+        return any(run is ended for ended in self._ended)
+
+    def _kill(self, keys: list[str]) -> None:
+        """End the processes of those that have one of their own."""
+        fates = self.world.fates
+        for key in keys:
+            run = self._inside.get(key)
+            if run is None or run.apart is None or fates.kids(key) or fates.secedes(key) or self._was_ended(run):
+                continue
+            self.world.count("tasks whose process was ended")
+            self.world.oracle.executed[key] -= 1
+            self._ended.append(run)
+            self.world.after(0.0, lambda run=run: self._end(run, 0.0, killed=True))  # type: ignore[misc]
+
+    def _end(self, run: Run, seconds: float, failed: bool = False, killed: bool = False) -> None:
+        if not self.alive or (not killed and self._was_ended(run)):
+            return
+        if self._put_off(lambda: self._end(run, seconds, failed, killed)):
             return
         if run.key in self._outside:
             del self._outside[run.key]
@@ -234,8 +255,10 @@ class WorkerNode:
         now = self.world.now
         if failed:
             self.world.oracle.let_down.add(run.key)
-        fate = "error" if failed else self.world.fates.outcome(run.key)
-        if fate == "error":
+        fate = "killed" if killed else "error" if failed else self.world.fates.outcome(run.key)
+        if fate == "killed":
+            outcome = Outcome(run.key, "killed", 0, "", now, now)
+        elif fate == "error":
             self.world.count("tasks that raise")
             error = TaskError(None, None, f"ValueError: {run.key}")
             outcome = Outcome(run.key, "error", 0, "", now - seconds, now, None, error)
