@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from importlib import import_module
 from typing import Any
 
 from shoal.client.current import current_client, get_client
@@ -52,13 +53,12 @@ _settings: Any = None
 def take_over() -> None:
     """Have dask compute with shoal's current client from now on."""
     global _users, _settings
-    import dask.config
-
+    dask_config = import_module("dask.config")  # which may be all that there is of dask at this moment
     with _lock:
         _users += 1
         if _users == 1:
             methods = {"dataframe.shuffle.method": "tasks", "array.rechunk.method": "tasks"}
-            _settings = dask.config.set({"scheduler": COMPUTING, **methods})
+            _settings = dask_config.set({"scheduler": COMPUTING, **methods})
 
 
 def hand_back() -> None:

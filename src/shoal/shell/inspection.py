@@ -6,7 +6,6 @@ import platform
 import struct
 import sys
 import traceback
-from importlib import metadata
 from typing import Any
 
 
@@ -81,6 +80,8 @@ _PACKAGES = ("shoal", "dask", "msgspec", "cloudpickle", "numpy", "pandas", "uvlo
 
 def versions(packages: list[str] | None = None) -> dict[str, Any]:
     """Versions of Python and packages in this process."""
+    from importlib import metadata
+
     found: dict[str, Any] = {"python": platform.python_version()}
     for name in (*_PACKAGES, *(packages or ())):
         try:

@@ -24,6 +24,8 @@ Tree = dict[str, Any]
 #: Stretches of time that are kept, and frames that are looked at from the outermost on.
 KEPT: Final = 3600
 _DEEPEST: Final = 400
+#: Looks at nothing until the thread sleeps.
+_IDLE: Final = 50
 #: Seconds between two looks at the memory.
 _MEMORY: Final = 0.05
 #: The outermost frames, of files with these in their names, are shoal's own, around a task's.
@@ -130,16 +132,19 @@ class Profiler:
     # -------------------------------------------------------------------------------------------- in its own
 
     def _work(self) -> None:
-        looked = 0.0
+        looked, idle = 0.0, 0
         while not self._closed:
+            time.sleep(self._interval)  # before each look, or short tasks would wake this thread again and again
             running = self._running()
             if not running:
-                self._held = resident_bytes()
-                self._awake.clear()
-                if not self._running():
-                    self._awake.wait()
+                idle += 1
+                if idle > _IDLE:
+                    self._held = resident_bytes()
+                    self._awake.clear()
+                    if not self._running():
+                        self._awake.wait()
                 continue
-            now = time.time()
+            idle, now = 0, time.time()
             if self.enabled:
                 self._look(running, now)
             if now - looked >= _MEMORY:
@@ -147,7 +152,6 @@ class Profiler:
                 self._held = held = resident_bytes()
                 for seen in tuple(self._seen.values()):
                     seen[1] = max(seen[1], held)
-            time.sleep(self._interval)
 
     def _look(self, running: dict[int, str], now: float) -> None:
         if now - self._since >= self._cycle:
