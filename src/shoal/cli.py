@@ -89,7 +89,9 @@ async def _until_stdin_closes(ended: asyncio.Event) -> None:
 
 
 def _read_secret() -> Any:
-    """The cluster's secret, which is the first line of stdin, in hex."""
+    """The cluster's credentials, which are the first line of stdin."""
+    from shoal.security import unpack
+
     line = b""
     while not line.endswith(b"\n"):
         char = os.read(0, 1)
@@ -97,7 +99,7 @@ def _read_secret() -> Any:
             raise click.ClickException("stdin closed before the secret was there")
         line += char
     try:
-        return bytes.fromhex(line.decode().strip())
+        return unpack(line.decode().strip())
     except ValueError:
         raise click.ClickException("the first line of stdin is no secret in hex") from None
 
@@ -132,6 +134,33 @@ def _dashboard(command: Any) -> Any:
     return click.option("--dashboard/--no-dashboard", default=True, hidden=True, expose_value=False)(command)
 
 
+_tls = (
+    click.option("--tls-ca-file", help="Certificate of the cluster's authority: links are encrypted."),
+    click.option("--tls-cert", help="Certificate of this process."),
+    click.option("--tls-key", help="Its key."),
+)
+
+
+def _with_tls(command: Any) -> Any:
+    for option in _tls:
+        command = option(command)
+    return command
+
+
+def _security(role: str, given: dict[str, Any], secret: Any) -> Any:
+    """What the options of TLS say, or the secret alone."""
+    from shoal.security import Security
+
+    if not any(given.values()):
+        return secret
+    named = {
+        "tls_ca_file": given["tls_ca_file"],
+        f"tls_{role}_cert": given["tls_cert"],
+        f"tls_{role}_key": given["tls_key"],
+    }
+    return Security(secret=secret, **{name: value for name, value in named.items() if value})
+
+
 _preload_argv = click.argument("preload_argv", nargs=-1, type=click.UNPROCESSED)
 _pid_file_option = click.option("--pid-file", type=click.Path(path_type=Path), help="Write the process id here.")
 
@@ -144,6 +173,7 @@ _pid_file_option = click.option("--pid-file", type=click.Path(path_type=Path), h
 @click.option("--interface", help="Network interface, as eth0, in place of --host.")
 @click.option("--protocol", help="tcp.")
 @_dashboard
+@_with_tls
 @_with_stdin
 @_pid_file_option
 @_preload
@@ -159,6 +189,7 @@ def scheduler(
     pid_file: Path | None,
     preload: tuple[str, ...],
     preload_argv: tuple[str, ...],
+    **tls: str | None,
 ) -> None:
     """Run a scheduler until SIGINT or SIGTERM. PRELOAD_ARGV are for the preloads."""
     from shoal.compat.importing import where_nothing_else_is
@@ -167,8 +198,7 @@ def scheduler(
     where_nothing_else_is()  # for functions that users run here
     options = {**_preloads(preload, preload_argv), "idle_timeout": idle_timeout}
     options |= {"interface": interface, "protocol": protocol}
-    if with_stdin:
-        options["security"] = _read_secret()
+    options["security"] = _security("scheduler", tls, _read_secret() if with_stdin else None)
     _serve(lambda: [Scheduler(host=host, port=port, scheduler_file=scheduler_file, **options)], pid_file, with_stdin)
 
 
@@ -200,6 +230,7 @@ def scheduler(
 @click.option("--validate/--no-validate", default=None, help="Check every invariant at every step.")
 @click.option("--preload-nanny", multiple=True, help="As --preload, in the nanny.")
 @_dashboard
+@_with_tls
 @_with_stdin
 @_pid_file_option
 @_preload
@@ -233,6 +264,7 @@ def worker(
     with_stdin: bool,
     pid_file: Path | None,
     preload: tuple[str, ...],
+    **tls: str | None,
 ) -> None:
     """Run a worker for the scheduler at ADDRESS. PRELOAD_ARGV are for the preloads.
 
@@ -267,8 +299,7 @@ def worker(
         "lifetime_restart": lifetime_restart,
         **_preloads(preload, preload_argv),
     }
-    if with_stdin:
-        options["security"] = _read_secret()
+    options["security"] = _security("worker", tls, _read_secret() if with_stdin else None)
     if not nanny:
         given = {"--nworkers": nworkers > 1, "--preload-nanny": preload_nanny, "--nanny-port": nanny_port}
         for option, used in {**given, "--no-reconnect": not reconnect}.items():

@@ -11,6 +11,7 @@ from typing import Any
 
 from shoal.deploy.spec import ProcessInterface
 from shoal.errors import StartError
+from shoal.security import pack
 
 #: Seconds that a process may take to end before it is killed.
 _ENDING = 20.0
@@ -82,7 +83,7 @@ class Command(ProcessInterface):
         self.status = "starting"
         running = self._running = await self.launch([*self.arguments(), "--with-stdin"])
         self._said = asyncio.create_task(self._listen(running.stderr))
-        running.stdin.write(self._secret.hex().encode() + b"\n")
+        running.stdin.write(pack(self._secret).encode() + b"\n")
         try:
             async with asyncio.timeout(self._timeout):
                 line = await running.stdout.readline()

@@ -16,7 +16,7 @@ from shoal.deploy.spec import SpecCluster
 from shoal.errors import ConfigurationError, StartError
 from shoal.programs.joining import Worker
 from shoal.programs.nannies import Nanny
-from shoal.security import secret_of
+from shoal.security import pack, secret_of
 from shoal.shell import serialize
 from shoal.shell.addresses import listening
 from shoal.shell.network import is_loopback
@@ -133,7 +133,7 @@ class LocalCluster(SpecCluster):
         options = {
             "config": config.export(_scheduler_settings(scheduler_kwargs or {})),
             "sys_path": config.import_path(),
-            "secret": secret.hex(),
+            "secret": pack(secret),
             "silence_logs": int(silence_logs) or logging.INFO,
             "host": where,
             "port": scheduler_port,

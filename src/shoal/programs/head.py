@@ -24,6 +24,7 @@ from shoal.programs.nanny import NannyProgram
 from shoal.programs.preparing import expect_imports, take_title
 from shoal.programs.processes import ForkServer, fork_imports, start_method
 from shoal.programs.scheduler import SchedulerProgram
+from shoal.security import unpack
 from shoal.shell.logs import print_from
 from shoal.shell.loops import new_event_loop
 from shoal.shell.network import local_address
@@ -85,7 +86,7 @@ class _Nannies:
             raise StartError(f"there is a worker {name!r} already")
         nanny = self._nannies[name] = NannyProgram(
             [self.local],
-            bytes.fromhex(options["secret"]),
+            unpack(options["secret"]),
             name,
             ([f"tcp://{options['host']}:0"], ""),
             memory_limit=options["memory_limit"],
@@ -135,7 +136,7 @@ async def _run(options: dict[str, Any], answer: int, forking: tuple[socket.socke
         loop.add_signal_handler(number, ended.set)
     pipe = asyncio.StreamReader()
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(pipe), sys.stdin)
-    scheduler = SchedulerProgram(bytes.fromhex(options["secret"]))
+    scheduler = SchedulerProgram(unpack(options["secret"]))
     nannies = _Nannies(options, local_address(), answer)
     serving: asyncio.Task[None] | None = None
     try:

@@ -36,6 +36,7 @@ from shoal.programs.calls import call_function, call_user
 from shoal.programs.orders import Orders
 from shoal.programs.plugins import Plugins
 from shoal.programs.processes import Child, Starter, start_method
+from shoal.security import pack
 from shoal.shell.addresses import Listening
 from shoal.shell.driver import Driver
 from shoal.shell.link import Identity, Link
@@ -430,7 +431,7 @@ class NannyProgram:
 
     def _supervision(self, directory: str) -> dict[str, Any]:
         return {
-            "scheduler": self.scheduler, "secret": self._secret.hex(), "listen": self.listen, "slot": self.id,
+            "scheduler": self.scheduler, "secret": pack(self._secret), "listen": self.listen, "slot": self.id,
             "directory": directory, "nanny_directory": self.local_directory,
         }  # fmt: skip
 

@@ -158,7 +158,7 @@ class SchedulerProgram:
     async def start(self, addresses: list[str]) -> None:
         """Listen at ``addresses``."""
         for address in addresses:
-            server, actual = await listen(address, self._make_link, self._identity.secret)
+            server, actual = await listen(address, self._make_link, self._identity.secret, "scheduler")
             self._servers.append(server)
             self.addresses.append(actual)
         logger.info("scheduler at %s", ", ".join(self.addresses))

@@ -25,6 +25,7 @@ from shoal.errors import StartError
 from shoal.programs.joining import SUPERVISION, Worker, retire_timeout
 from shoal.programs.preparing import expect_tasks, take_title
 from shoal.programs.worker import Supervision
+from shoal.security import unpack
 from shoal.shell import serialize
 from shoal.shell.logs import print_from
 from shoal.shell.loops import new_event_loop
@@ -161,7 +162,7 @@ async def _leave(worker: Worker | None, told: asyncio.Event) -> None:
 def _make(options: dict[str, Any], report: int, recorder: int) -> Worker:
     """The worker that the options ask for, which finds here what its nanny gave it."""
     given = options["supervision"]
-    secret, listen = bytes.fromhex(given.pop("secret")), tuple(given.pop("listen"))
+    secret, listen = unpack(given.pop("secret")), tuple(given.pop("listen"))
     SUPERVISION.set(Supervision(secret=secret, listen=listen, report=report, recorder=recorder, **given))
     kind, further = Worker, {}
     if options["worker_class"]:

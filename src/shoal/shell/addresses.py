@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from shoal.errors import ConfigurationError
 from shoal.shell.link import Link
-from shoal.shell.network import Server, contact_host, listen, split_address
+from shoal.shell.network import NETWORK, Server, contact_host, listen, split_address
 
 #: A range of more ports than this is a mistake.
 _MOST_PORTS = 65536
@@ -63,8 +63,9 @@ def listening(
     ConfigurationError
         If the arguments make no sense, naming the one.
     """
-    if protocol not in (None, "tcp"):
-        raise ConfigurationError(f"protocol must be 'tcp', got {protocol!r}; links with TLS are not built yet")
+    if protocol not in (None, "tcp", "tls", "tcp://", "tls://"):
+        raise ConfigurationError(f"protocol must be 'tcp' or 'tls', got {protocol!r}")
+    scheme_here = "tls" if (protocol or "").startswith("tls") else "tcp"
     contact = ""
     if contact_address:
         scheme, its_host, its_port = split_address(contact_address)
@@ -79,7 +80,7 @@ def listening(
             raise ConfigurationError("give host or interface, not both")
         host = _address_of(interface)
     where = host or _towards(scheduler)
-    return Listening([f"tcp://{where}:{number}" for number in ports(port)], contact)
+    return Listening([f"{scheme_here}://{where}:{number}" for number in ports(port)], contact)
 
 
 def _address_of(interface: str) -> str:
@@ -99,7 +100,7 @@ def _address_of(interface: str) -> str:
 def _towards(scheduler: str) -> str:
     """This machine's address, as the machine of the scheduler sees it."""
     scheme, host, port = split_address(scheduler)
-    if scheme != "tcp":
+    if scheme not in NETWORK:
         return "127.0.0.1"
     try:
         address = ipaddress.ip_address(host)

@@ -1,6 +1,6 @@
-"""Listening and dialling: ``tcp://host:port``, ``unix:///path`` or ``unix://@name``, and ``inproc://name``.
+"""Listening and dialling: ``tcp://host:port``, ``tls://host:port``, ``unix:///path`` or ``unix://@name``, ``inproc://name``.
 
-TLS will be another scheme.
+Who has certificates listens by TLS wherever it would by TCP.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import socket
+import ssl
 from collections.abc import Callable
 from time import monotonic
 from typing import Any, Protocol
@@ -20,6 +21,8 @@ from shoal.shell import memory
 from shoal.shell.link import Identity, Link
 
 _NEARNESS = {"inproc": 0, "unix": 1}
+#: Schemes of addresses on a network.
+NETWORK = ("tcp", "tls")
 
 
 def split_address(address: str) -> tuple[str, str, int]:
@@ -36,7 +39,7 @@ def split_address(address: str) -> tuple[str, str, int]:
     if scheme in ("unix", "inproc"):
         return scheme, rest, 0
     host, colon, port = rest.rpartition(":")
-    if scheme != "tcp" or not colon or not port.isdigit() or int(port) > 65535:
+    if scheme not in NETWORK or not colon or not port.isdigit() or int(port) > 65535:
         raise ConfigurationError(f"{address!r} is no address; write tcp://host:port, unix:///path or inproc://name")
     return scheme, host.strip("[]"), int(port)
 
@@ -99,23 +102,23 @@ async def dial_lasting(
         As :func:`dial`.
     """
     grace = config.resume_timeout()
-    far = [address for address in addresses if split_address(address)[0] == "tcp"]
+    far = [address for address in addresses if split_address(address)[0] in NETWORK]
 
     async def redial(link: Link) -> Link:
-        return await dial(far, lambda: link, grace)
+        return await dial(far, lambda: link, grace, identity)
 
     def make() -> Link:
         again = redial if far else None
         return Link(identity, True, lambda link: None, on_messages, on_closed, redial=again, grace=grace)
 
-    return await dial(addresses, make, timeout)
+    return await dial(addresses, make, timeout, identity)
 
 
 async def is_refused(addresses: list[str]) -> bool:
     """Whether nobody listens any more at any of ``addresses``, on a machine that answers."""
     for address in addresses:
         scheme, host, port = split_address(address)
-        if scheme != "tcp":
+        if scheme not in NETWORK:
             continue
         try:
             async with asyncio.timeout(5):
@@ -126,7 +129,7 @@ async def is_refused(addresses: list[str]) -> bool:
             return False
         writer.close()
         return False
-    return any(split_address(address)[0] == "tcp" for address in addresses)
+    return any(split_address(address)[0] in NETWORK for address in addresses)
 
 
 class Server(Protocol):
@@ -135,8 +138,10 @@ class Server(Protocol):
     def close(self) -> None: ...
 
 
-async def listen(address: str, make: Callable[[], Link], secret: bytes) -> tuple[Server, str]:
+async def listen(address: str, make: Callable[[], Link], secret: bytes, role: str = "worker") -> tuple[Server, str]:
     """Listen at ``address``; return the server and the address with its port (or name) filled in.
+
+    ``role`` is whose certificate is shown, where there are certificates.
 
     Raises
     ------
@@ -152,14 +157,31 @@ async def listen(address: str, make: Callable[[], Link], secret: bytes) -> tuple
         return await loop.create_unix_server(make, sock=_local_socket(host, listening=True)), address
     if not secret and not is_loopback(host):
         raise ConfigurationError(f"refused to listen at {address} without a secret: anybody there could run code")
+    tls = getattr(secret, "tls", None)
+    if tls is None and scheme == "tls":
+        raise ConfigurationError(f"{address} needs certificates: give a Security with them")
+    context = None if tls is None else tls.context(role, server=True)
     try:
-        server = await loop.create_server(make, host, port)
+        server = await loop.create_server(make, host, port, ssl=context)
     except OSError as error:
         raise ConfigurationError(f"cannot listen at {address}: {error.strerror or error}") from error
-    return server, f"tcp://{contact_host(host)}:{server.sockets[0].getsockname()[1]}"
+    return server, f"{'tcp' if tls is None else 'tls'}://{contact_host(host)}:{server.sockets[0].getsockname()[1]}"
 
 
-async def dial(addresses: list[str], make: Callable[[], Link], timeout: float) -> Link:
+def _context(scheme: str, address: str, identity: Identity) -> Any:
+    """What is needed to dial by TLS; None where that is not asked for."""
+    secret = identity.secret
+    if scheme == "tls":
+        tls = getattr(secret, "tls", None)
+        if tls is None:
+            raise ConfigurationError(f"{address} speaks TLS: give a Security with certificates")
+        return tls.context(identity.role, server=False)
+    if getattr(secret, "require", False):
+        raise ConfigurationError(f"{address} would be spoken to without encryption, which is required")
+    return None
+
+
+async def dial(addresses: list[str], make: Callable[[], Link], timeout: float, identity: Identity) -> Link:
     """Open a link to the first of ``addresses`` that answers, trying again until ``timeout`` seconds are over.
 
     The nearest way is tried first: within this process, by a local socket (which exists on the peer's host only), by
@@ -188,12 +210,15 @@ async def dial(addresses: list[str], make: Callable[[], Link], timeout: float) -
                     elif scheme == "unix":
                         pair = await loop.create_unix_connection(make, sock=_local_socket(host))
                     else:
-                        pair = await loop.create_connection(make, host, port)
+                        context = _context(scheme, address, identity)
+                        pair = await loop.create_connection(make, host, port, ssl=context)
                     return await asyncio.shield(pair[1].ready)
             except HandshakeError:
                 raise
             except FramingError as error:
                 raise HandshakeError(f"{address} does not speak shoal's protocol: {error}") from error
+            except ssl.SSLError as error:
+                raise HandshakeError(f"{address} cannot be spoken to by TLS: {error}") from error
             except (OSError, TimeoutError) as error:
                 last = str(error) or type(error).__name__
         if monotonic() - started + pause >= timeout:

@@ -97,6 +97,7 @@ class PeerPool:
             addresses,
             lambda: Link(self._identity, True, lambda link: None, self._on_messages, self._on_closed),
             CONNECT_TIMEOUT,
+            self._identity,
         )
 
     def _on_messages(self, link: Link, messages: list[Any]) -> None:

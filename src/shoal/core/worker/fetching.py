@@ -27,7 +27,9 @@ BACKOFF_FIRST, BACKOFF_MOST = 0.05, 2.0
 def hosts_of(addresses: Iterable[str]) -> frozenset[str]:
     """The hosts in addresses of the form ``tcp://host:port``."""
     return frozenset(
-        rest.rpartition(":")[0] for scheme, _, rest in (one.partition("://") for one in addresses) if scheme == "tcp"
+        rest.rpartition(":")[0]
+        for scheme, _, rest in (one.partition("://") for one in addresses)
+        if scheme in ("tcp", "tls")
     )
 
 
