@@ -20,12 +20,15 @@ from shoal.client.connection import Connection
 from shoal.client.io_loop import IOLoop
 from shoal.client.loop import LoopThread, get_loop_thread
 from shoal.client.packing import FunctionCache
-from shoal.errors import ClosedClientError, UsageError
+from shoal.errors import ClosedClientError, ShoalError, UsageError
 from shoal.messages import Shutdown
 from shoal.security import read_scheduler_file, secret_of
 
 logger = logging.getLogger("shoal.client")
 T = TypeVar("T")
+
+#: Seconds to wait for what a repr would like to show.
+_GLANCE = 0.5
 
 
 class ClientBase(ABC):
@@ -323,15 +326,32 @@ class ClientBase(ABC):
             return "connecting"
         return self._status
 
+    def _facts(self) -> dict[str, str]:
+        """What is to be seen at a glance: the cluster is asked, and not waited for long."""
+        facts = {"scheduler": self.scheduler_address, "status": self.status}
+        if self._connection is None or self.status != "running":
+            return facts
+        futures: dict[str, int] = {}
+        for record in tuple(self._connection.core.futures.values()):
+            futures[record.status.label] = futures.get(record.status.label, 0) + 1
+        facts["futures"] = ", ".join(f"{count} {name}" for name, count in futures.items()) or "none"
+        if not self.asynchronous and self._pid == os.getpid():
+            try:
+                info = self._thread.sync(self._connection.ask("identity", n_workers=0), _GLANCE)
+            except (TimeoutError, ShoalError):
+                return facts  # it does not answer now: what is known here is shown
+            facts["workers"], facts["threads"] = str(info["n_workers"]), str(info["total_threads"])
+            facts["memory"] = f"{info['total_memory'] / 2**30:.2f} GiB" if info["total_memory"] else "no limit"
+        return facts
+
     def __repr__(self) -> str:
-        known = len(self._connection.core.futures) if self._connection is not None else 0
-        return f"<Client: {self.scheduler_address} {self.status}, {known} futures>"
+        facts = self._facts()
+        rest = "".join(f", {name}={value}" for name, value in facts.items() if name not in ("scheduler", "status"))
+        return f"<Client: {facts['scheduler']} {facts['status']}{rest}>"
 
     def _repr_html_(self) -> str:
-        rows = {"scheduler": self.scheduler_address, "status": self.status}
-        if self._connection is not None:
-            rows["futures"] = str(len(self._connection.core.futures))
-        body = "".join(f"<tr><th>{escape(name)}</th><td>{escape(value)}</td></tr>" for name, value in rows.items())
+        rows = self._facts().items()
+        body = "".join(f"<tr><th>{escape(name)}</th><td>{escape(value)}</td></tr>" for name, value in rows)
         return f"<b>Client</b><table>{body}</table>"
 
 
