@@ -34,6 +34,7 @@ def run(tmp_path: Path) -> Callable[..., str]:
             text=True,
             timeout=timeout,
             env=environment,
+            cwd=tmp_path,
             check=False,
         )
         assert done.returncode == 0, done.stderr[-4000:]

@@ -62,6 +62,18 @@ def where():
 assert client.submit(where).result() in [("shoal.client.client", n, True) for n in "01"]
 assert client.run_on_scheduler(lambda: __import__("distributed").Client.__module__) == "shoal.client.client"
 assert dask.delayed(sum)([1, 2]).compute(scheduler="distributed") == 3
+import dask.array, dask.utils, numpy
+assert type(dask.utils.get_scheduler_lock(dask.array.ones(3))) is distributed.Lock
+class Target:
+    shape, dtype = (8,), int
+    def __setitem__(self, where, what):
+        import numpy
+        numpy.memmap(self.path, dtype=int, mode="r+", shape=8)[where] = what
+target = Target()
+target.path = __import__("os").path.abspath("store")
+numpy.memmap(target.path, dtype=int, mode="w+", shape=8)
+dask.array.store(dask.array.arange(8, chunks=2), target, lock=True)
+assert numpy.memmap(target.path, dtype=int, mode="r", shape=8).sum() == 28
 print("all found")
 """
     )

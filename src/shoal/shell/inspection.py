@@ -8,6 +8,8 @@ import sys
 import traceback
 from typing import Any
 
+from shoal.shell.profiler import frames_of
+
 
 def story(wires: list[str], dask_worker: Any = None) -> list[Any]:
     """The transitions of keys, or those that a stimulus caused."""
@@ -27,12 +29,12 @@ def scheduler_logs(count: int | None, dask_scheduler: Any = None) -> list[tuple[
 
 def call_stacks(wires: list[str] | None, dask_worker: Any = None) -> dict[str, list[str]]:
     """The lines of the stack of each running task, outermost first, without shoal's own."""
-    frames = sys._current_frames()
+    running = dask_worker.running()
+    wanted = {thread: key for thread, key in running.items() if wires is None or key in wires}
     found = {}
-    for thread, key in dask_worker.running().items():
-        if (wires is None or key in wires) and thread in frames:
-            lines = traceback.format_stack(frames[thread])
-            found[key] = [line for line in lines if "/shoal/shell/" not in line and "threading.py" not in line]
+    for thread, frame in frames_of(wanted).items():
+        lines = traceback.format_stack(frame)
+        found[wanted[thread]] = [line for line in lines if "/shoal/shell/" not in line and "threading.py" not in line]
     return found
 
 

@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from types import FrameType
 from typing import Any, Final
 
@@ -39,6 +39,15 @@ def new_tree() -> Tree:
 
 def _describe_root() -> dict[str, Any]:
     return {"filename": "", "name": "", "line_number": 0, "line": ""}
+
+
+def frames_of(threads: Container[int]) -> dict[int, FrameType]:
+    """Where some threads are now.
+
+    The frame of who asks is not among them: that would hold itself, and with it what all the others have in their
+    variables, until the garbage is collected.
+    """
+    return {thread: frame for thread, frame in sys._current_frames().items() if thread in threads}
 
 
 def add_stack(tree: Tree, frame: FrameType | None) -> None:
@@ -158,14 +167,12 @@ class Profiler:
             if self._current:
                 self.history.append((self._since, self._current))
             self._current, self._since = {}, now
-        frames = sys._current_frames()
-        for thread, key in running.items():
-            if thread in frames:
-                prefix = key_prefix(key)
-                tree = self._current.get(prefix)
-                if tree is None:
-                    tree = self._current[prefix] = new_tree()
-                add_stack(tree, frames[thread])
+        for thread, frame in frames_of(running).items():
+            prefix = key_prefix(running[thread])
+            tree = self._current.get(prefix)
+            if tree is None:
+                tree = self._current[prefix] = new_tree()
+            add_stack(tree, frame)
 
     # -------------------------------------------------------------------------------------------- for others
 
