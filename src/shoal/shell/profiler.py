@@ -66,8 +66,9 @@ def add_stack(tree: Tree, frame: FrameType | None) -> None:
         identifier = f"{code.co_qualname};{code.co_filename};{code.co_firstlineno}"
         child = tree["children"].get(identifier)
         if child is None:
-            line = linecache.getline(code.co_filename, one.f_lineno).strip()
-            told = {"filename": code.co_filename, "name": code.co_name, "line_number": one.f_lineno, "line": line}
+            number: int | None = one.f_lineno  # None between two lines
+            line = linecache.getline(code.co_filename, number or 0).strip()
+            told = {"filename": code.co_filename, "name": code.co_name, "line_number": number or 0, "line": line}
             child = tree["children"][identifier] = {
                 "count": 0, "children": {}, "identifier": identifier, "description": told,
             }  # fmt: skip
