@@ -28,6 +28,7 @@ ASSIGNMENT = "core/scheduler/assignment.py"
 WORKER, CLIENT = "core/worker/reactor.py", "core/client/reactor.py"
 COPIES, FLEET, SLOTS = "core/worker/copies.py", "core/scheduler/fleet.py", "core/worker/slots.py"
 CHANNEL, NANNY = "core/channel.py", "core/nanny/reactor.py"
+BOXES, LOCKS = "core/scheduler/boxes.py", "core/scheduler/locks.py"
 RETIREMENT, COPYING = "core/scheduler/retirement.py", "core/scheduler/copying.py"
 
 #: What is broken, where, and how: the text that goes, and what comes in its place.
@@ -116,6 +117,20 @@ MUTATIONS: list[tuple[str, str, str, str]] = [
     ("what is safe since another stays is still waited for", RETIREMENT, "        self.state.touched.update(dict.fromkeys(worker.has_what))", "        pass"),
     ("data is taken by a worker that is to go", COPIES, "        if self.leaving:\n            return False\n", ""),
     ("a nanny whose owner wants it to leave stays since the scheduler says so", NANNY, "        elif self.wish is Wish.LEAVE and not self._leaves_for_good:", "        elif self.wish is Wish.LEAVE:"),
+    ("meeting: a value that is taken out is let go of at once", BOXES, "            self._handed[client, rid] = keys\n", "            self._keeper.drop(keys)\n"),
+    ("meeting: who took a value and is gone still holds it", BOXES, "            self.took(owner, rid)\n", "            pass\n"),
+    ("meeting: a variable that is read loses what is inside", BOXES, "            if keep:\n                self._keeper.keep(keys)", "            if False:\n                self._keeper.keep(keys)"),
+    ("meeting: what waited to be put is kept though nobody waits", BOXES, "                queue.putters.remove(gone)\n                self._keeper.drop(item[1])", "                queue.putters.remove(gone)"),
+    ("meeting: who stands behind one that withdraws is not served", BOXES, "                queue.getters.remove(gone)\n                self._move(queue)", "                queue.getters.remove(gone)"),
+    ("meeting: a dataset that is replaced is not let go of", BOXES, "        self._keeper.keep(value[1])\n        self.unpublish(name)", "        self._keeper.keep(value[1])"),
+    ("meeting: a lease goes to one who does not wait any more", "core/scheduler/waiting.py", "            waiter.over = True\n            waiter.drop(waiter)", "            waiter.over = True"),
+    ("meeting: leases of a client that is gone stay", LOCKS, "            self.release(lease)\n\n    def step", "            pass\n\n    def step"),
+    ("meeting: a scheduler that stood still takes leases back", LOCKS, "            if late:", "            if False:"),
+    ("meeting: later requests for several names overtake earlier ones", LOCKS, "                spoken_for.update(names)", "                pass"),
+    ("meeting: one lease more than there are", LOCKS, "len(semaphore.held) < semaphore.most", "len(semaphore.held) <= semaphore.most"),
+    ("meeting: what was fired and forgotten is kept for ever", "core/scheduler/meeting.py", "                self.state.unwant(record, task)\n        record.out.clear()", "                pass\n        record.out.clear()"),
+    ("a task whose process was ended counts as begun", WORKER, 'outcome.status not in ("skipped", "killed")', 'outcome.status != "skipped"'),
+    ("the processes of tasks that nobody wants go on", WORKER, "CancelRun([key], kill=True)", "CancelRun([key])"),
 ]  # fmt: skip
 
 _RUN = """

@@ -11,7 +11,23 @@ from shoal.core.effects import Send
 from shoal.core.events import Due, LinkLost, LinkOpened, Received
 from shoal.core.scheduler.reactor import SchedulerCore
 from shoal.core.scheduler.settings import Settings
-from shoal.messages import Answer, Meet, Refresh, RegisterClient, Took, Withdraw
+from shoal.messages import (
+    Answer,
+    Finished,
+    FireAndForget,
+    Meet,
+    Options,
+    Refresh,
+    RegisterClient,
+    RegisterWorker,
+    Submit,
+    TaskDone,
+    TaskSpec,
+    Took,
+    Unwant,
+    Want,
+    Withdraw,
+)
 
 
 class Meetings:
@@ -38,10 +54,19 @@ class Meetings:
                 if effect.message.error is not None:
                     self.errors[where] = effect.message.error
 
-    def meet(self, client: str, what: str, name: str = "x", payload: Any = None, **args: Any) -> tuple[str, int]:
+    def meet(
+        self, client: str, what: str, name: str = "x", payload: Any = None, inside: tuple[str, ...] = (), **args: Any
+    ) -> tuple[str, int]:
         self.rid += 1
-        self.feed(Received(client, [Meet(self.rid, what, name, args, payload)]))
+        self.feed(Received(client, [Meet(self.rid, what, name, args, payload, list(inside))]))
         return client, self.rid
+
+    def submits(self, client: str, *keys: str) -> None:
+        specs = [TaskSpec(key, "f", b"", []) for key in keys]
+        self.feed(Received(client, [Submit(specs, {"f": b"F"}, Options(), list(keys))]))
+
+    def known(self) -> set[str]:
+        return set(self.core.state.tasks)
 
     def wait(self, seconds: float) -> None:
         """Let time pass, with a turn whenever the core asked for one."""
@@ -186,3 +211,126 @@ def test_queues_at_random(seed: int) -> None:
     m.meet("a", "queue-close")
     assert not len(m.core.room)
     assert all("closed" in m.errors[where] for where, _ in putting)
+
+
+def test_futures_in_a_queue_are_in_good_hands_all_the_way() -> None:
+    """Kept while they are in it, and after they were taken until the taker says that it wants them, or is gone."""
+    m = Meetings("a", "b", "c")
+    m.submits("a", "x1", "x2")
+    put = m.meet("a", "queue-put", most=0, payload=b"1", inside=("x1",), timeout=None)
+    m.meet("a", "queue-put", most=0, payload=b"2", inside=("x2",), timeout=None)
+    assert m.answers[put] is True
+    m.feed(Received("a", [Unwant(["x1", "x2"])]))
+    assert m.known() == {"x1", "x2"}
+    m.feed(LinkLost("client", "a", "gone"))
+    assert m.known() == {"x1", "x2"}
+    first = m.meet("b", "queue-get", most=0, count=1, timeout=None)
+    assert m.answers[first] == [[b"1", ["x1"]]]
+    assert m.known() == {"x1", "x2"}, "it is between two hands"
+    m.feed(Received("b", [Want(["x1"])]))
+    m.feed(Received("b", [Took(first[1])]))
+    assert m.known() == {"x1", "x2"}
+    m.feed(Received("b", [Unwant(["x1"])]))
+    assert m.known() == {"x2"}
+    m.meet("c", "queue-get", most=0, count=1, timeout=None)
+    m.feed(LinkLost("client", "c", "gone"))
+    assert m.known() == set(), "who took it is gone, and never said that it wants it"
+    assert not m.core.state.clients.keys() - {"b"}
+
+
+def test_futures_in_variables_and_datasets() -> None:
+    """What is replaced, deleted or closed is let go of; what cannot be kept is refused, and what was there stays."""
+    m = Meetings("a", "b")
+    m.submits("a", "x1", "x2", "x3")
+    m.meet("a", "variable-set", payload=b"1", inside=("x1",))
+    m.meet("a", "dataset-publish", "d", payload=b"2", inside=("x1", "x2"), override=False)
+    assert m.answers[m.meet("b", "dataset-publish", "d", payload=b"3", inside=("x3",), override=False)] is False
+    m.feed(Received("a", [Unwant(["x1", "x2", "x3"])]))
+    assert m.known() == {"x1", "x2"}
+    refused = m.meet("b", "variable-set", payload=b"4", inside=("gone",))
+    assert "not known" in m.errors[refused]
+    got = m.meet("b", "variable-get", timeout=None)
+    assert m.answers[got] == [[b"1", ["x1"]]]
+    m.meet("b", "variable-set", payload=b"5")
+    m.meet("b", "dataset-delete", "d")
+    assert m.known() == {"x1"}, "b was given it, and has not said yet whether it wants it"
+    m.feed(Received("b", [Took(got[1])]))
+    assert m.known() == set()
+    m.submits("a", "x4")
+    waiting = m.meet("b", "variable-get", "later", timeout=None)
+    m.meet("a", "variable-set", "later", payload=b"6", inside=("x4",))
+    assert m.answers[waiting] == [[b"6", ["x4"]]]
+    m.feed(Received("a", [Unwant(["x4"])]), Received("b", [Took(waiting[1])]))
+    assert m.known() == {"x4"}
+    m.meet("a", "variable-delete", "later")
+    assert m.known() == set()
+
+
+def test_what_waits_to_be_put_is_let_go_of_when_nobody_waits() -> None:
+    """Withdrawn, late, or with its client gone."""
+    m = Meetings("a", "b")
+    m.meet("a", "queue-put", most=1, payload=b"0", timeout=None)
+    m.submits("b", "x1", "x2", "x3")
+    gone = m.meet("b", "queue-put", most=1, payload=b"1", inside=("x1",), timeout=None)
+    late = m.meet("b", "queue-put", most=1, payload=b"2", inside=("x2",), timeout=3)
+    m.meet("b", "queue-put", most=1, payload=b"3", inside=("x3",), timeout=None)
+    m.feed(Received("b", [Unwant(["x1", "x2", "x3"])]))
+    assert m.known() == {"x1", "x2", "x3"}
+    m.feed(Received("b", [Withdraw(gone[1])]))
+    assert m.known() == {"x2", "x3"}
+    m.wait(4)
+    assert m.answers[late] is None
+    assert m.known() == {"x3"}
+    m.feed(LinkLost("client", "b", "gone"))
+    assert m.known() == set()
+    assert len(m.core.boxes.queues["x"].items) == 1
+
+
+def test_what_is_fired_and_forgotten_is_forgotten_once_it_is_done() -> None:
+    """Not before, whoever lets go of it."""
+    m = Meetings("a")
+    m.submits("a", "x1")
+    m.feed(Received("a", [FireAndForget(["x1", "unknown"])]))
+    m.feed(Received("a", [Unwant(["x1"])]), LinkLost("client", "a", "gone"))
+    assert m.known() == {"x1"}
+    m.feed(LinkOpened("worker", "w"), Received("w", [RegisterWorker("w", "w", ["tcp://w"], 1, 0, 1, "host")]))
+    task = m.core.state.tasks["x1"]
+    m.feed(Received("w", [Finished([TaskDone("x1", task.attempt, 8, "int", 1.0, 2.0)])]))
+    assert m.known() == set()
+    assert not m.core.state.clients
+
+
+def test_events_and_metadata() -> None:
+    """Set for those who wait and those who come later; nested, with nothing in the way."""
+    m = Meetings("a", "b")
+    first, late = m.meet("a", "event-wait", timeout=None), m.meet("b", "event-wait", timeout=2)
+    m.wait(3)
+    assert m.answers[late] is None
+    m.meet("b", "event-set")
+    assert m.answers[first] is True
+    assert m.answers[m.meet("b", "event-wait", timeout=0)] is True
+    m.meet("b", "event-clear")
+    assert m.answers[m.meet("b", "event-is-set")] is False
+    m.meet("a", "metadata-set", names=["x"], value=1)
+    m.meet("a", "metadata-set", names=["x", "y"], value=2)
+    assert m.answers[m.meet("a", "metadata-get", names=["x"])] == [{"y": 2}]
+    assert m.answers[m.meet("a", "metadata-get", names=["x", "y", "z"])] == []
+    assert "cannot do" in m.errors[m.meet("a", "nonsense")]
+
+
+def test_progress_counts_what_is_left() -> None:
+    """Of the keys, and of what they are made of; a client that goes takes its view with it."""
+    m = Meetings("a")
+    specs = [TaskSpec("load-1", "f", b"", []), TaskSpec("sum-1", "f", b"", ["load-1"])]
+    m.feed(Received("a", [Submit(specs, {"f": b"F"}, Options(), ["sum-1"])]))
+    number = m.answers[m.meet("a", "progress-begin", inside=("sum-1",), complete=True, by="prefix")]
+    counts = m.answers[m.meet("a", "progress-look", number=number)]
+    assert {name: (one["all"], one["done"]) for name, one in counts.items()} == {"load": (1, 0), "sum": (1, 0)}
+    m.feed(LinkOpened("worker", "w"), Received("w", [RegisterWorker("w", "w", ["tcp://w"], 1, 0, 1, "host")]))
+    task = m.core.state.tasks["load-1"]
+    m.feed(Received("w", [Finished([TaskDone("load-1", task.attempt, 8, "int", 1.0, 2.0)])]))
+    counts = m.answers[m.meet("a", "progress-look", number=number)]
+    assert counts["load"]["done"] == 1
+    assert counts["sum"] == {"all": 1, "done": 0, "failed": 0, "processing": 1}
+    m.feed(LinkLost("client", "a", "gone"))
+    assert not m.core.watches._watches
