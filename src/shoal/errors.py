@@ -19,6 +19,7 @@
     │   ├── TaskProcessDied                  the process that it had of its own ended by itself
     │   ├── LostDataError                    scattered data whose last copy is gone
     │   └── FutureCancelledError (CancelledError)
+    ├── WorkerStartTimeoutError (TimeoutError)  not enough workers in time
     ├── StartError                           a process did not come up
     └── InternalError                        our bug: carries the story that led to it
         ├── IllegalTransition
@@ -146,6 +147,20 @@ class FutureCancelledError(TaskError, CancelledError):
 
 class Reschedule(Exception):
     """Raise this in a task to have it run again, perhaps on another worker."""
+
+
+class WorkerStartTimeoutError(ShoalError, TimeoutError):
+    """Not enough workers were there in time."""
+
+    def __init__(self, available_workers: int, expected_workers: int, timeout: float) -> None:
+        self.available_workers, self.expected_workers, self.timeout = available_workers, expected_workers, timeout
+        super().__init__(available_workers, expected_workers, timeout)
+
+    def __str__(self) -> str:
+        return (
+            f"{self.available_workers} of {self.expected_workers} workers are running after {self.timeout:g} s; "
+            "their logs (cluster.get_logs, or what shoal worker prints) say why"
+        )
 
 
 class StartError(ShoalError):

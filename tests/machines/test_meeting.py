@@ -334,3 +334,25 @@ def test_progress_counts_what_is_left() -> None:
     assert counts["sum"] == {"all": 1, "done": 0, "failed": 0, "processing": 1}
     m.feed(LinkLost("client", "a", "gone"))
     assert not m.core.watches._watches
+
+
+def test_who_stands_behind_one_that_goes_is_served() -> None:
+    """One wants more than there is; when it gives up, the next one gets what is there, at once."""
+    m = Meetings("a", "b", "c")
+    greedy = m.meet("a", "queue-get", most=0, count=5, timeout=None)
+    modest = m.meet("b", "queue-get", most=0, count=1, timeout=None)
+    m.meet("c", "queue-put", most=0, payload=b"1", timeout=None)
+    assert modest not in m.answers
+    m.feed(Received("a", [Withdraw(greedy[1])]))
+    assert m.answers[modest] == [[b"1", []]]
+
+
+def test_a_dataset_that_is_replaced_is_let_go_of() -> None:
+    """Its futures with it, unless the new one has them, too."""
+    m = Meetings("a")
+    m.submits("a", "x1", "x2")
+    m.meet("a", "dataset-publish", "d", payload=b"1", inside=("x1", "x2"), override=False)
+    m.feed(Received("a", [Unwant(["x1", "x2"])]))
+    assert m.answers[m.meet("a", "dataset-publish", "d", payload=b"2", inside=("x2",), override=True)] is True
+    assert m.known() == {"x2"}
+    assert m.answers[m.meet("a", "dataset-list", "")] == ["d"]

@@ -14,7 +14,7 @@ from shoal.client.future import Future
 from shoal.client.keeping import futures_of
 from shoal.client.packing import own
 from shoal.client.shapes import find_futures
-from shoal.errors import LinkError, UsageError
+from shoal.errors import LinkError, UsageError, WorkerStartTimeoutError
 from shoal.messages import Cancel, Restart, Retry, RunFunction
 from shoal.messages import TaskError as SentError
 from shoal.security import secret_of, write_scheduler_file
@@ -154,8 +154,8 @@ class AdminCalls(ClientBase):
 
         Raises
         ------
-        TimeoutError
-            After ``timeout`` seconds, saying how many there are.
+        WorkerStartTimeoutError
+            After ``timeout`` seconds, saying how many there are. It is a TimeoutError.
         """
         if not isinstance(n_workers, int) or n_workers < 1:
             raise UsageError(f"n_workers must be a number from 1 on, got {n_workers!r}")
@@ -171,7 +171,8 @@ class AdminCalls(ClientBase):
                         return
                     await asyncio.sleep(0.05)
         except TimeoutError:
-            raise TimeoutError(f"{running} of {n_workers} workers are running after {timeout:g} s") from None
+            assert timeout is not None
+            raise WorkerStartTimeoutError(running, n_workers, timeout) from None
 
     def write_scheduler_file(self, scheduler_file: str | Path) -> None:
         """Write the address and the secret of the cluster, readable by this user alone, for others to join with."""

@@ -10,7 +10,7 @@ _TOP: Final = {name: f"{module}:{name}" for name, module in _EXPORTS.items()}
 
 
 def _of_top(*names: str, **more: str) -> dict[str, str]:
-    return {**{name: _TOP[name] for name in names if name in _TOP}, **more}
+    return {**{name: _TOP[name] for name in names}, **more}
 
 
 _ERRORS = "shoal.errors:"
@@ -42,9 +42,7 @@ MODULES: Final[dict[str, dict[str, str]]] = {
         "dask": "dask",
     },
     "distributed.actor": _of_top("Actor", "ActorFuture", "BaseActorFuture"),
-    "distributed.active_memory_manager": _of_top(
-        "ActiveMemoryManagerPolicy", "AMMClientProxy", "ReduceReplicas", "RetireWorker"
-    ),
+    "distributed.active_memory_manager": _of_top("ActiveMemoryManagerPolicy", "AMMClientProxy", "ReduceReplicas"),
     "distributed.cfexecutor": _of_top("ClientExecutor"),
     "distributed.client": _of_top(
         "CancelledError",
@@ -64,6 +62,7 @@ MODULES: Final[dict[str, dict[str, str]]] = {
         FIRST_COMPLETED="shoal.client.waiting:FIRST_COMPLETED",
         DoneAndNotDoneFutures="shoal.client.waiting:DoneAndNotDone",
         FutureCancelledError=_ERRORS + "FutureCancelledError",
+        FuturesCancelledError=_ERRORS + "FutureCancelledError",
         ClosedClientError=_ERRORS + "ClosedClientError",
         _get_global_client="shoal.client.current:current_client",
         get_client=_TOP["get_client"],
@@ -72,7 +71,7 @@ MODULES: Final[dict[str, dict[str, str]]] = {
     "distributed.comm": _COMM,
     "distributed.comm.addressing": _COMM,
     "distributed.comm.core": _COMM,
-    "distributed.core": _of_top("Status", "rpc", "connect", CommClosedError=_ERRORS + "LinkError"),
+    "distributed.core": _of_top("Status", "rpc", CommClosedError=_ERRORS + "LinkError"),
     "distributed.deploy": _of_top(
         "Adaptive", "Cluster", "LocalCluster", "ProcessInterface", "SSHCluster", "SpecCluster", "SubprocessCluster"
     ),
@@ -99,7 +98,9 @@ MODULES: Final[dict[str, dict[str, str]]] = {
     ),
     "distributed.diagnostics.progressbar": _of_top("progress"),
     "distributed.event": _of_top("Event"),
-    "distributed.exceptions": _of_top("Reschedule", "TimeoutError"),
+    "distributed.exceptions": _of_top(
+        "Reschedule", "TimeoutError", WorkerStartTimeoutError=_ERRORS + "WorkerStartTimeoutError"
+    ),
     "distributed.lock": _of_top("Lock"),
     "distributed.metrics": {"time": "time:time", "thread_time": "time:thread_time", "monotonic": "time:monotonic"},
     "distributed.multi_lock": _of_top("MultiLock"),
@@ -108,7 +109,12 @@ MODULES: Final[dict[str, dict[str, str]]] = {
     "distributed.protocol.pickle": {"dumps": "cloudpickle:dumps", "loads": "pickle:loads"},
     "distributed.protocol.serialize": _SERIALIZE,
     "distributed.queues": _of_top("Queue"),
-    "distributed.scheduler": _of_top("KilledWorker", "Scheduler"),
+    "distributed.scheduler": _of_top(
+        "KilledWorker",
+        "Scheduler",
+        NoValidWorkerError=_ERRORS + "NoValidWorkerError",
+        WorkerStartTimeoutError=_ERRORS + "WorkerStartTimeoutError",
+    ),
     "distributed.security": _of_top("Security"),
     "distributed.semaphore": _of_top("Semaphore"),
     "distributed.spans": _of_top("span"),
