@@ -8,18 +8,19 @@ import inspect
 import logging
 import math
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from shoal import config
 from shoal.deploy.backends import Head, HeadWorker, InnerScheduler, InnerWorker
 from shoal.deploy.spec import SpecCluster
 from shoal.errors import ConfigurationError, StartError
-from shoal.programs.joining import Worker
-from shoal.programs.nannies import Nanny
 from shoal.security import pack, secret_of
 from shoal.shell import serialize
 from shoal.shell.addresses import listening
 from shoal.shell.network import is_loopback
+
+if TYPE_CHECKING:
+    from shoal.programs.joining import Worker
 
 
 class LocalCluster(SpecCluster):
@@ -116,8 +117,9 @@ class LocalCluster(SpecCluster):
         scheduler_sync_interval: Any = 1,
         **worker_kwargs: Any,
     ) -> None:
-        kind = _worker_kind(worker_class)
-        _check_arguments(worker_kwargs, kind or Worker)
+        kind = None if worker_class is None else _worker_kind(worker_class)
+        if worker_kwargs:
+            _check_arguments(worker_kwargs, kind)
         self.processes = processes is not False
         n_workers, self.threads_per_worker = _shape(n_workers, threads_per_worker, self.processes)
         where = _where(host, ip, interface)
@@ -159,6 +161,8 @@ class LocalCluster(SpecCluster):
             scheduler, worker = (lambda: inner), partial(InnerWorker, inner, options, secret)
             if kind is not None or worker_kwargs:
                 further = {name: options[name] for name in ("resources", "executors", "local_directory")}
+                from shoal.programs.joining import Worker
+
                 worker = partial(kind or Worker, **{**further, **worker_kwargs}, security=secret)
         spec = {"cls": worker, "options": shape}
         super().__init__(
@@ -195,19 +199,25 @@ class LocalCluster(SpecCluster):
 
 def _worker_kind(worker_class: Any) -> type[Worker] | None:
     """The subclass of Worker that is asked for, if it is one."""
+    from shoal.programs.joining import Worker
+    from shoal.programs.nannies import Nanny
+
     if isinstance(worker_class, str):
         if worker_class.rpartition(".")[2] in ("Nanny", "Worker"):
             return None
         module, _, name = worker_class.rpartition(".")
         worker_class = getattr(importlib.import_module(module), name)
-    if worker_class in (None, Nanny, Worker):
+    if worker_class in (Nanny, Worker):
         return None
     if not (isinstance(worker_class, type) and issubclass(worker_class, Worker)):
         raise ConfigurationError(f"worker_class must be a subclass of shoal.Worker, got {worker_class!r}")
     return worker_class
 
 
-def _check_arguments(given: dict[str, Any], kind: type[Worker]) -> None:
+def _check_arguments(given: dict[str, Any], asked: type[Worker] | None) -> None:
+    from shoal.programs.joining import Worker
+
+    kind = asked or Worker
     known: set[str] = set()
     for one in kind.__mro__:
         made = vars(one).get("__init__")

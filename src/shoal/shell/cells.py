@@ -16,8 +16,6 @@ from collections.abc import Callable, Sequence
 from time import monotonic
 from typing import Any
 
-import psutil
-
 from shoal.errors import StartError, TaskProcessDied, TaskTimeoutError
 from shoal.messages import Blob
 from shoal.shell import serialize
@@ -67,6 +65,8 @@ class Cell:
 
     def kill(self) -> None:
         """End it and what it started; callable in any thread."""
+        import psutil
+
         try:
             process = psutil.Process(self._process.pid)
             for one in [process, *process.children(recursive=True)]:
