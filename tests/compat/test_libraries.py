@@ -77,6 +77,8 @@ assert months.a.shape == (12, 40)
 kept = (data * 2).persist()
 assert len(futures_of(kept)) == 10
 assert abs(float(kept.a.sum()) - 2 * float(data.a.sum())) < 1e-6
+from xarray.backends import locks
+assert locks.get_dask_scheduler() == "distributed", "its files are locked on the whole cluster"
 assert data.rolling(time=5).mean().compute().a.shape == (365, 40)
 assert xr.apply_ufunc(np.sqrt, data, dask="parallelized").compute().a.max() <= 1
 """

@@ -13,7 +13,8 @@ from shoal.shell.current import home
 class Computing:
     """dask's scheduler while a client is the default, and inside of tasks.
 
-    It is called, and asked to persist, as a client would be; which client that is, is settled each time.
+    It is called, asked to persist, and asked whose method it is, as the ``get`` of a client would be; which client that
+    is, is settled each time.
     """
 
     def __call__(self, dsk: Any, keys: Any, **kwargs: Any) -> Any:
@@ -31,8 +32,8 @@ class Computing:
         return client.get(dsk, keys, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
-        if name == "persist" and (client := self._client()) is not None:
-            return client.persist
+        if name in ("persist", "__self__") and (client := self._client()) is not None:
+            return client.persist if name == "persist" else client
         raise AttributeError(name)
 
     def _client(self) -> Any:
