@@ -128,7 +128,7 @@ MUTATIONS: list[tuple[str, str, str, str]] = [
     ("meeting: a scheduler that stood still takes leases back", LOCKS, "            if late:", "            if False:"),
     ("meeting: later requests for several names overtake earlier ones", LOCKS, "                spoken_for.update(names)", "                pass"),
     ("meeting: one lease more than there are", LOCKS, "len(semaphore.held) < semaphore.most", "len(semaphore.held) <= semaphore.most"),
-    ("meeting: what was fired and forgotten is kept for ever", "core/scheduler/meeting.py", "                self.state.unwant(record, task)\n        record.out.clear()", "                pass\n        record.out.clear()"),
+    ("meeting: what was fired and forgotten is kept for ever", "core/scheduler/meeting.py", "                    self.state.unwant(record, task)", "                    pass"),
     ("a task whose process was ended counts as begun", WORKER, 'outcome.status not in ("skipped", "killed")', 'outcome.status != "skipped"'),
     ("the processes of tasks that nobody wants go on", WORKER, "CancelRun([key], kill=True)", "CancelRun([key])"),
 ]  # fmt: skip

@@ -11,11 +11,10 @@ from shoal.core.scheduler.progress import Watches
 from shoal.core.scheduler.roster import ClientRecord
 from shoal.core.scheduler.settings import Settings
 from shoal.core.scheduler.spreading import Spreading
-from shoal.core.scheduler.task import TaskState
 from shoal.core.scheduler.waiting import WaitingRoom
 from shoal.errors import UsageError
 from shoal.ids import ClientId
-from shoal.messages import FireAndForget, Meet, Options, Submit, Warned
+from shoal.messages import FireAndForget, KeyErred, KeysDone, KilledTask, Meet, Options, Submit, Warned
 
 #: Wants what was fired and forgotten.
 FORGETFUL = ClientId("fire-and-forget")
@@ -57,11 +56,19 @@ class Meeting(Spreading):
     def _forget_done(self) -> None:
         """Let go of what is done that ran for nobody."""
         record = self.state.clients.get(FORGETFUL)
-        if record is None or not (record.out or not record.wants):
+        if record is None:
             return
-        for task in tuple(record.wants):
-            if task.state in (TaskState.MEMORY, TaskState.ERRED):
-                self.state.unwant(record, task)
+        for message in record.out:
+            match message:
+                case KeysDone():
+                    keys = [item.key for item in message.items]
+                case KeyErred() | KilledTask():
+                    keys = [message.key]
+                case _:
+                    continue  # it is computed again, or was let go of already
+            for key in keys:
+                if (task := self.state.tasks.get(key)) is not None:
+                    self.state.unwant(record, task)
         record.out.clear()
         if not record.wants:
             del self.state.clients[FORGETFUL]
