@@ -111,6 +111,19 @@ def test_a_cluster_with_certificates_of_its_own(nothing_is_left) -> None:
             assert client.submit(inc, 1).result() == 2
 
 
+def test_certificates_made_by_the_way(nothing_is_left) -> None:
+    """``security=True``: of the cluster, or of the one that a client starts; others get them from it."""
+    with LocalCluster(n_workers=1, threads_per_worker=1, security=True) as cluster:
+        with Client(cluster.scheduler_address, security=cluster.security) as client:
+            assert client.submit(inc, 1).result() == 2
+        with pytest.raises((HandshakeError, ConnectError)):
+            Client(cluster.scheduler_address, security=True, timeout=2)
+    with Client(n_workers=1, threads_per_worker=1, security=True) as client:
+        assert client.scheduler_address.startswith("tls://")
+        with Client(client.scheduler_address, security=client.cluster.security, set_as_default=False) as other:
+            assert other.submit(inc, 1).result() == 2
+
+
 async def _by_tls_alone(security: Security) -> None:
     async with (
         Scheduler(security=security, protocol="tls") as scheduler,

@@ -135,7 +135,8 @@ class ClientBase(ABC):
                 await self.cluster
             self._addresses = getattr(self.cluster, "_addresses", None) or [self.cluster.scheduler_address]
             self._fallback = getattr(self.cluster, "_secret", None)
-        secret = secret_of(self._security, self._fallback)
+        given = None if self._owns_cluster else self._security
+        secret = secret_of(given, self._fallback)
         connection = Connection(self.id, secret, self._addresses, loop, self.name or "")
         await connection.open(self._timeout)
         self._connection = connection

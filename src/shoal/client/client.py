@@ -52,6 +52,9 @@ class Client(Sharing):
         Run on the caller's event loop: ``client = await Client(..., asynchronous=True)``; what waits is then awaited.
     name
         For the logs.
+    heartbeat_interval, serializers, deserializers, extensions, direct_to_workers, connection_limit
+        Checked, and without effect: connections are watched by the scheduler, values travel as pickles with their
+        buffers beside them, and straight between workers and clients.
 
     Raises
     ------

@@ -63,8 +63,9 @@ class Cluster(ABC):
         self._asynchronous = asynchronous
         self.quiet = quiet
         self.status = "created"
-        self.security = security
         self._secret = secret_of(security)
+        #: What clients elsewhere need: the secret and the certificates.
+        self.security = Security(secret=self._secret)
         self._addresses: list[str] = []
         #: Workers that the scheduler knows, by name: their address, threads and memory limit.
         self._workers: dict[str, dict[str, Any]] = {}

@@ -14,7 +14,7 @@ from shoal import config
 from shoal.deploy.backends import Head, HeadWorker, InnerScheduler, InnerWorker
 from shoal.deploy.spec import SpecCluster
 from shoal.errors import ConfigurationError, StartError
-from shoal.security import pack, secret_of
+from shoal.security import Security, pack, secret_of
 from shoal.shell import serialize
 from shoal.shell.addresses import listening
 from shoal.shell.network import is_loopback
@@ -49,7 +49,8 @@ class LocalCluster(SpecCluster):
     asynchronous
         ``async with LocalCluster(asynchronous=True) as cluster``, on the caller's event loop.
     security
-        :class:`Security` with the cluster's secret; this user's own by default.
+        :class:`Security` with the cluster's secret; this user's own by default. True makes certificates for this
+        cluster alone (:meth:`Security.temporary`).
     resources
         Abstract resources of each worker, by name.
     executors
@@ -126,6 +127,8 @@ class LocalCluster(SpecCluster):
         protocols = ("tcp", "tcp://", None) if self.processes else ("tcp", "tcp://", "inproc", "inproc://", None)
         if protocol not in protocols:
             raise ConfigurationError(f"protocol must be 'tcp', or 'inproc' without processes, got {protocol!r}")
+        if security is True:
+            security = Security.temporary()  # here, and once: everybody is to have the same
         secret = secret_of(security)
         if not secret and not is_loopback(where):
             raise ConfigurationError(f"host={host!r} without a secret: anybody there could run code on this machine")

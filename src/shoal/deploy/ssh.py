@@ -150,7 +150,7 @@ def SSHCluster(
         for at in range(1, len(hosts))
     }
     kwargs.setdefault("name", "SSHCluster")
-    return SpecCluster(workers, scheduler, security=security, **kwargs)
+    return SpecCluster(workers, scheduler, security=secret, **kwargs)
 
 
 def _for_all(given: Any, count: int, name: str, kind: Any) -> list[Any]:

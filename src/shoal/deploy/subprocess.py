@@ -154,4 +154,4 @@ def SubprocessCluster(
     }
     scheduler = {"cls": partial(SubprocessScheduler, at, secret=secret), "options": {}}
     kwargs.setdefault("name", "SubprocessCluster")
-    return SpecCluster(dict.fromkeys(range(count), worker), scheduler, worker, security=security, **kwargs)
+    return SpecCluster(dict.fromkeys(range(count), worker), scheduler, worker, security=secret, **kwargs)
