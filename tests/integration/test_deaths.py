@@ -308,7 +308,7 @@ def test_c7_a_worker_that_does_not_end_when_it_is_told_is_killed(tmp_path: Path)
 def test_a_worker_that_is_told_to_end_from_outside_blames_nobody(tmp_path: Path) -> None:
     """It says goodbye; what it ran is run again, however often that happens."""
     with (
-        dask.config.set({"distributed.scheduler.allowed-failures": 0}),
+        dask.config.set({"distributed.scheduler.allowed-failures": 0, "shoal.worker.retire-timeout": "2s"}),
         LocalCluster(n_workers=1, threads_per_worker=1) as cluster,
         Client(cluster) as client,
     ):
