@@ -31,3 +31,15 @@ def test_what_is_no_key() -> None:
 def test_prefix(key: str, prefix: str) -> None:
     """What similar tasks share."""
     assert key_prefix(key) == prefix
+
+
+@pytest.mark.parametrize(
+    "key",
+    [("x",), ("x", 1), ("sum-0a1b", 0, 10, 2), ("a'b", 1), ('a"b', 2), ("a\\b", 0), ("x", -1), ("x", 1.5), ("x", True),
+     ("x", ("y", 1)), ("", 0), ("a, 1", 0), ("a', 1", 0), ("x", "y"), ("x", 10**30)],
+)  # fmt: skip
+def test_tuples_come_back_of_the_same_types(key: tuple[object, ...]) -> None:
+    """Those that are read the quick way, and those that look nearly like them."""
+    found = key_from_wire(key_to_wire(key))
+    assert found == key
+    assert [type(part) for part in found] == [type(part) for part in key]
