@@ -87,6 +87,8 @@ def test_annotations_are_for_the_tasks_that_carry_them(client: Client) -> None:
     future = client.compute(lazy, optimize_graph=False)
     assert "none of 2 workers has" in client.why(future)
     future.cancel()
+    assert client.compute(dask.delayed(inc)(3), allow_other_workers=True, sync=True) == 4
+    assert client.get({"x": (inc, 4)}, "x", allow_other_workers=True) == 5
     with dask.annotate(retries=-1), pytest.raises(ValueError, match="retries"):
         client.compute(dask.delayed(inc)(1))
 

@@ -213,7 +213,8 @@ def asking_for(
     if workers is not None:
         given |= {"workers": workers, "allow_other_workers": allow_other_workers}
     given = {name: value for name, value in given.items() if value is not None}
-    options_of(priority, retries, workers, allow_other_workers, resources)
+    # For graphs, libraries say allow_other_workers=True whatever the workers are; it means nothing without them.
+    options_of(priority, retries, workers, allow_other_workers if workers is not None else None, resources)
 
     def ask(annotations: dict[str, Any]) -> Options:
         noted = {name: value for name, value in annotations.items() if name in _ANNOTATIONS}
