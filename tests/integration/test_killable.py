@@ -163,6 +163,15 @@ def _take(nbytes: int) -> int:
     return len(data)
 
 
+def test_a_process_that_ends_while_it_is_idle_is_no_tasks_fault(nothing_is_left) -> None:
+    """The next task gets another one."""
+    with LocalCluster(n_workers=1, threads_per_worker=1) as cluster, Client(cluster) as client:
+        pid = client.submit(os.getpid, killable=True).result()
+        os.kill(pid, signal.SIGKILL)
+        until(lambda: psutil.Process(pid).status() == psutil.STATUS_ZOMBIE if psutil.pid_exists(pid) else True)
+        assert client.submit(os.getpid, killable=True, pure=False).result() != pid
+
+
 def test_how_much_memory_tasks_take(client: Client) -> None:
     """On the future, and in the task stream: exact with a process of its own, sampled without."""
     for killable in (True, False):

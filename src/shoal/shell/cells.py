@@ -63,6 +63,11 @@ class Cell:
         send(self._socket, request)
         return receive(self._socket, due)
 
+    @property
+    def alive(self) -> bool:
+        """Whether it has not ended."""
+        return self._process.poll() is None
+
     def kill(self) -> None:
         """End it and what it started; callable in any thread."""
         import psutil
@@ -119,6 +124,9 @@ class Cells:
             self._busy[key] = cell = self._idle.pop() if self._idle else None
         broken = True
         try:
+            if cell is not None and not cell.alive:  # it ended while it was idle, which is not this task's fault
+                cell.end()
+                cell = None
             if cell is None:
                 cell = Cell(self._home())
                 with self._lock:

@@ -208,7 +208,8 @@ class ThreadExecutor:
                 self._profiler.begin(thread)
             outcome = self._execute(run, inputs) if run.apart is None else self._execute_apart(run, inputs)
             if self._profiler is not None:
-                outcome.peak = outcome.peak or self._profiler.end(thread)
+                grown = self._profiler.end(thread)
+                outcome.peak = outcome.peak or grown
             if self._make_room is not None:
                 self._make_room()
             outcome.thread = -1 if number is None else number
