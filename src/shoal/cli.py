@@ -192,10 +192,10 @@ def scheduler(
     **tls: str | None,
 ) -> None:
     """Run a scheduler until SIGINT or SIGTERM. PRELOAD_ARGV are for the preloads."""
-    from shoal.compat.importing import where_nothing_else_is
+    from shoal.programs.preparing import expect_imports
     from shoal.programs.servers import Scheduler
 
-    where_nothing_else_is()  # for functions that users run here
+    expect_imports()  # of functions that users run here
     options = {**_preloads(preload, preload_argv), "idle_timeout": idle_timeout}
     options |= {"interface": interface, "protocol": protocol}
     options["security"] = _security("scheduler", tls, _read_secret() if with_stdin else None)
@@ -305,6 +305,9 @@ def worker(
         for option, used in {**given, "--no-reconnect": not reconnect}.items():
             if used:
                 raise click.UsageError(f"{option} needs a nanny: leave --no-nanny away")
+        from shoal.programs.preparing import expect_tasks
+
+        expect_tasks()
         _serve(lambda: [kind(address, name=name, port=worker_port, **options)], pid_file, with_stdin)
         return
     for_nanny: dict[str, Any] = {
