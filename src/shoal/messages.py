@@ -438,12 +438,6 @@ class Meet(Message):
     keys: list[str] = msgspec.field(default_factory=list)
 
 
-class Refresh(Message):
-    """The client still holds these leases."""
-
-    leases: list[str]
-
-
 class Took(Message):
     """The client wants the futures that it was given with the answer to this request."""
 
@@ -482,7 +476,6 @@ FromClient = (
     | Rebalance
     | ManageMemory
     | Meet
-    | Refresh
     | Took
     | Withdraw
     | Shutdown

@@ -350,6 +350,24 @@ async def _meet() -> None:
             pass
 
 
+async def _take_and_give_back() -> list[str]:
+    settings = {"lease-timeout": "250 ms", "lease-validation-interval": "50 ms"}
+    with dask.config.set({f"distributed.scheduler.locks.{name}": value for name, value in settings.items()}):
+        async with Scheduler() as scheduler, Client(scheduler.address, asynchronous=True) as client:
+            for _ in range(5):
+                async with Lock("x"):
+                    pass
+            async with Lock("x"):
+                await asyncio.sleep(0.5)
+                assert await Lock("x").locked(), "it is said that it is held"
+            return list(client._connection.leases)
+
+
+def test_what_was_given_back_is_not_said_to_be_held() -> None:
+    """However quickly that was."""
+    assert asyncio.run(_take_and_give_back()) == []
+
+
 def test_all_of_it_is_awaited() -> None:
     """With an asynchronous client."""
     asyncio.run(_meet())

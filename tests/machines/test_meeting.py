@@ -17,7 +17,6 @@ from shoal.messages import (
     FireAndForget,
     Meet,
     Options,
-    Refresh,
     RegisterClient,
     RegisterWorker,
     Submit,
@@ -87,7 +86,7 @@ def test_leases_are_granted_in_order_and_expire() -> None:
     assert m.answers == {first: 30.0}
     for _ in range(10):
         m.wait(10)
-        m.feed(Received("a", [Refresh(["1"])]))
+        m.meet("a", "lease-refresh", leases=["1"])
     assert second not in m.answers
     m.wait(45)
     assert m.answers[second] == 30.0
@@ -104,7 +103,7 @@ def test_a_scheduler_that_stood_still_takes_nothing_back() -> None:
     m.now += 500
     m.feed(Due())
     assert second not in m.answers
-    m.feed(Received("a", [Refresh(["1"])]))
+    m.meet("a", "lease-refresh", leases=["1"])
     m.wait(20)
     assert second not in m.answers
 
@@ -144,7 +143,7 @@ def test_semaphores_at_random(seed: int) -> None:
     for step in range(200):
         m.wait(rng.choice([0, 0, 1, 3]))
         for client in clients:
-            m.feed(Received(client, [Refresh([lease for lease, owner in held.items() if owner == client])]))
+            m.meet(client, "lease-refresh", leases=[lease for lease, owner in held.items() if owner == client])
         client, what = rng.choice(clients), rng.random()
         if what < 0.5:
             limit = rng.choice([None, 0, 4])

@@ -15,7 +15,7 @@ from shoal.core.client.reactor import ClientCore
 from shoal.core.effects import Answered, Effect, EventLogged, Log, Registered, Send, Settled
 from shoal.core.events import Event, LinkLost, Received, Released, Said
 from shoal.errors import ClosedClientError, LinkError, SerializationError, TaskError, UsageError
-from shoal.messages import Bye, Meet, PutData, Query, Refresh, RegisterClient, ToClient, Took, ToPeer, Withdraw
+from shoal.messages import Bye, Meet, PutData, Query, RegisterClient, ToClient, Took, ToPeer, Withdraw
 from shoal.shell.driver import Driver
 from shoal.shell.link import Identity, Link
 from shoal.shell.network import dial_lasting
@@ -25,6 +25,7 @@ logger = logging.getLogger("shoal.client")
 
 #: Seconds that a value which is said to be in memory is looked for.
 FETCH_TIMEOUT = 60.0
+_NONE = object()
 
 
 class Connection:
@@ -261,14 +262,18 @@ class Connection:
         ClosedClientError
             If the link closes first.
         """
-        self.check_open()
-        self._rid += 1
-        rid = self._rid
-        future = self._answers[rid] = self.loop.create_future()
-        self._drain()
-        self._driver.push(Said(make(rid)))
+        _, future = self._begin_request(make)
         async with asyncio.timeout(timeout):
             return await future
+
+    def _begin_request(self, make: Callable[[int], Any]) -> tuple[int, asyncio.Future[Any]]:
+        """Send a request, after all that was said before; return its number, and what its answer will resolve."""
+        self.check_open()
+        self._rid += 1
+        future = self._answers[self._rid] = self.loop.create_future()
+        self._drain()
+        self._driver.push(Said(make(self._rid)))
+        return self._rid, future
 
     async def meet(
         self,
@@ -291,12 +296,7 @@ class Connection:
         ClosedClientError
             If the link closes first.
         """
-        self.check_open()
-        self._rid += 1
-        rid = self._rid
-        future = self._answers[rid] = self.loop.create_future()
-        self._drain()
-        self._driver.push(Said(Meet(rid, what, name, args, payload, list(keys))))
+        rid, future = self._begin_request(lambda rid: Meet(rid, what, name, args, payload, list(keys)))
         try:
             return rid, await asyncio.shield(future)
         except asyncio.CancelledError:
@@ -323,16 +323,32 @@ class Connection:
     # -------------------------------------------------------------------------------------------- leases
 
     def hold(self, lease: str, seconds: float) -> None:
-        """Say every now and then that this lease is held, which is good for so many seconds at a time."""
+        """Say every now and then that this lease is held, good for so many seconds at a time; in any thread."""
         self.leases[lease] = None
-        if self._refreshing is None:
+        self.loop.call_soon_threadsafe(self._refresh_later, seconds)
+
+    def _refresh_later(self, seconds: float) -> None:
+        if self._refreshing is None and self.leases and not self.closed:
             self._refreshing = self.loop.call_later(seconds / 5, self._refresh, seconds)
 
     def _refresh(self, seconds: float) -> None:
         self._refreshing = None
         if self.leases and not self.closed:
-            self.say(Refresh(list(self.leases)))
-            self._refreshing = self.loop.call_later(seconds / 5, self._refresh, seconds)
+            leases = list(self.leases)
+            _, told = self._begin_request(lambda rid: Meet(rid, "lease-refresh", "", {"leases": leases}))
+            told.add_done_callback(self._on_refreshed)
+            self._refresh_later(seconds)
+
+    def _on_refreshed(self, told: asyncio.Future[Any]) -> None:
+        """Those that are not held any more were taken back: this client was silent for too long."""
+        gone = [] if told.cancelled() or told.exception() is not None else told.result()
+        lost = [lease for lease in gone if self.leases.pop(lease, _NONE) is not _NONE]
+        if lost:
+            logger.warning(
+                "%d leases of locks that this client held were taken back: nothing was heard of it for too long "
+                "(distributed.scheduler.locks.lease-timeout)",
+                len(lost),
+            )
 
     async def ask(self, what: str, **args: Any) -> Any:
         """Ask the scheduler a question of ``core/scheduler/info.py``."""

@@ -22,7 +22,7 @@ class Shared:
     pickled. With an asynchronous client, its methods are awaited.
     """
 
-    def __init__(self, name: Any, client: Any) -> None:
+    def __init__(self, name: str | None = None, client: Any = None) -> None:
         if name is not None and not isinstance(name, str):
             raise UsageError(f"name must be text, got {name!r}")
         self.name = name or f"{type(self).__name__.lower()}-{uuid4().hex}"

@@ -26,9 +26,6 @@ class Event(Shared):
     True
     """
 
-    def __init__(self, name: str | None = None, client: Any = None) -> None:
-        super().__init__(name, client)
-
     def wait(self, timeout: Any = None) -> Any:
         """Wait until it is set; return whether it is (False after ``timeout``)."""
 
@@ -163,9 +160,6 @@ class Variable(Shared):
     >>> Variable("best").get()  # doctest: +SKIP
     0.93
     """
-
-    def __init__(self, name: str | None = None, client: Any = None) -> None:
-        super().__init__(name, client)
 
     def set(self, value: Any, timeout: Any = "30 s") -> Any:
         """Put a value in, in place of the one before.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Sequence
 from types import TracebackType
@@ -12,7 +13,7 @@ from shoal.coordination.base import Shared, limit
 from shoal.errors import UsageError
 
 
-class _Leased(Shared):
+class _Leased(Shared, ABC):
     """What is held by leases: how one is asked for, and given back."""
 
     def __init__(self, name: Any, client: Any) -> None:
@@ -31,7 +32,7 @@ class _Leased(Shared):
         seconds = await self._meet(what, undo=give_back, timeout=timeout, lease=lease, **args)
         if seconds is None:
             return False
-        connection.loop.call_soon_threadsafe(connection.hold, lease, seconds)
+        connection.hold(lease, seconds)
         self._leases.append(lease)
         return True
 
@@ -42,9 +43,9 @@ class _Leased(Shared):
         self.client._connection.leases.pop(lease, None)
         return bool(await self._meet("lease-release", lease=lease))
 
+    @abstractmethod
     def acquire(self) -> Any:
         """Take it."""
-        raise NotImplementedError
 
     def release(self) -> Any:
         """Give back what was taken first.
@@ -213,11 +214,7 @@ class Lock(Semaphore):
         UsageError
             If a timeout is given without blocking.
         """
-        if not blocking:
-            if timeout is not None:
-                raise UsageError("a timeout means nothing without blocking")
-            timeout = 0
-        return super().acquire(timeout)
+        return super().acquire(_patience(blocking, timeout))
 
     def locked(self) -> Any:
         """Whether anybody holds it."""
@@ -268,13 +265,11 @@ class MultiLock(_Leased):
         count = len(self.names) if num_locks is None else num_locks
         if not isinstance(count, int) or not 1 <= count <= len(self.names):
             raise UsageError(f"num_locks must be a number from 1 to {len(self.names)}, got {num_locks!r}")
-        if not blocking:
-            if timeout is not None:
-                raise UsageError("a timeout means nothing without blocking")
-            timeout = 0
         if self._leases:
             raise RuntimeError(f"{self!r} holds locks already")
-        return self.client._sync(self._ask("several-acquire", limit(timeout), names=self.names, count=count))
+        return self.client._sync(
+            self._ask("several-acquire", limit(_patience(blocking, timeout)), names=self.names, count=count)
+        )
 
     def locked(self) -> bool:
         """Whether this object holds locks."""
@@ -291,3 +286,12 @@ class MultiLock(_Leased):
 
     def __repr__(self) -> str:
         return f"<MultiLock: {', '.join(self.names)}>"
+
+
+def _patience(blocking: bool, timeout: Any) -> Any:
+    """The timeout that is meant."""
+    if blocking:
+        return timeout
+    if timeout is not None:
+        raise UsageError("a timeout means nothing without blocking")
+    return 0

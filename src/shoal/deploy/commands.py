@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import shlex
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,21 +18,21 @@ _ENDING = 20.0
 _LAST_LINES = 15
 
 
-class Running:
+class Running(ABC):
     """A process that was started, wherever that is."""
 
     def __init__(self, stdin: Any, stdout: Any, stderr: Any) -> None:
         self.stdin, self.stdout, self.stderr = stdin, stdout, stderr
 
+    @abstractmethod
     async def wait(self) -> Any:
         """Wait until it has ended; return how."""
-        raise NotImplementedError
 
+    @abstractmethod
     def kill(self) -> None:
         """End it."""
-        raise NotImplementedError
 
-    async def close(self) -> None:
+    async def close(self) -> None:  # noqa: B027 - there need not be anything
         """Let go of what led to it."""
 
 

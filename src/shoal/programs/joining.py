@@ -311,16 +311,6 @@ class Worker(Joining):
         found: dict[str, Any] = self.program.metrics()
         return found
 
-    def log_event(self, topic: str | Sequence[str], msg: Any) -> None:
-        """Log an event under one or more topics; callable in any thread.
-
-        Raises
-        ------
-        TypeError
-            If the message cannot travel.
-        """
-        self.program.log_event(topic, msg)
-
     def trigger_profile(self) -> None:
         """Look at the stacks of its tasks now, beside the looks that are taken anyway."""
         self.program.profiler.look()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
 from typing import Any
 
 from shoal.errors import ConnectError, UsageError
@@ -238,16 +237,6 @@ class Nanny(Joining):
             If there is none of that name.
         """
         await self.program.plugin_remove(name)
-
-    def log_event(self, topic: str | Sequence[str], msg: Any) -> None:
-        """Log an event under one or more topics.
-
-        Raises
-        ------
-        TypeError
-            If the message cannot travel.
-        """
-        self.program.log_event(topic, msg)
 
     @property
     def port(self) -> int:

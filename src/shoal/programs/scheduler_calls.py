@@ -136,16 +136,6 @@ class SchedulerCalls:
             raise UsageError("name the plugin that is to be removed")
         await self.program.remove_plugin(name)
 
-    def log_event(self, topic: str | Sequence[str], msg: Any) -> None:
-        """Log an event under one or more topics.
-
-        Raises
-        ------
-        TypeError
-            If the message cannot travel.
-        """
-        self.program.log_event(topic, msg)
-
     def subscribe_topic(self, topic: str, client: str) -> None:
         """Tell the client of that id of each event of a topic from now on."""
         self.program.core.topics.subscribe(ClientId(client), topic, True)

@@ -95,6 +95,16 @@ class Server(ABC):
         if self.program is not None:
             await self.program.close(self.program.reason or reason)
 
+    def log_event(self, topic: str | Sequence[str], msg: Any) -> None:
+        """Log an event under one or more topics.
+
+        Raises
+        ------
+        TypeError
+            If the message cannot travel.
+        """
+        self.program.log_event(topic, msg)
+
     def __await__(self) -> Generator[Any, None, Self]:
         return self.start().__await__()
 

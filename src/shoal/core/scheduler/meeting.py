@@ -14,7 +14,7 @@ from shoal.core.scheduler.spreading import Spreading
 from shoal.core.scheduler.waiting import WaitingRoom
 from shoal.errors import UsageError
 from shoal.ids import ClientId
-from shoal.messages import FireAndForget, KeyErred, KeysDone, KilledTask, Meet, Options, Submit, Warned
+from shoal.messages import FireAndForget, KeyErred, KeysDone, KilledTask, Meet, Options, Submit
 
 #: Wants what was fired and forgotten.
 FORGETFUL = ClientId("fire-and-forget")
@@ -33,15 +33,16 @@ class Meeting(Spreading):
 
     def _enter_spans(self, message: Submit) -> None:
         """Note how many tasks were submitted under which spans."""
-        counts: dict[str, tuple[Options, int]] = {}
-        for spec in message.tasks if any(spec.options for spec in message.tasks) else message.tasks[:1]:
+        counts: dict[str, int] = {}
+        asked: dict[str, Options] = {}
+        for spec in message.tasks:
             options = spec.options or message.options
-            if options.span and options.span_ids:
-                counts[options.span_ids[-1]] = (options, counts.get(options.span_ids[-1], (options, 0))[1] + 1)
-        shared = not any(spec.options for spec in message.tasks)
-        for options, count in counts.values():
-            number = len(message.tasks) if shared else count
-            self.spans.enter(options.span or [], options.span_ids or [], number, self.topics.now())
+            if options.span_ids:
+                innermost = options.span_ids[-1]
+                asked[innermost] = options
+                counts[innermost] = counts.get(innermost, 0) + 1
+        for innermost, options in asked.items():
+            self.spans.enter(options.span or [], options.span_ids or [], counts[innermost], self.topics.now())
 
     def _on_fire_and_forget(self, message: FireAndForget) -> None:
         """Want these until they are done."""
@@ -91,13 +92,6 @@ class Meeting(Spreading):
         self._log(WARNING, f"{client}: {text}")
         self.topics.log(["all", client], {"action": "lease-expired", "client": client, "names": names, "lease": lease})
 
-    def _on_refresh(self, client: ClientId, leases: list[str]) -> None:
-        gone = self.locks.refresh(client, leases)
-        record = self.state.clients.get(client)
-        if gone and record is not None:
-            text = f"{len(gone)} leases that this client holds were taken back before: it was silent for too long"
-            self.state.tell(record, Warned(text))
-
     def _meeting_lost(self, client: ClientId) -> None:
         """``client`` is gone."""
         self.room.client_lost(client)
@@ -126,6 +120,8 @@ class Meeting(Spreading):
                 return
             case "lease-release":
                 value = locks.release(args["lease"])
+            case "lease-refresh":
+                value = locks.refresh(client, args["leases"])
             case "semaphore-value":
                 value = locks.value(name)
             case "semaphore-close":

@@ -46,7 +46,6 @@ from shoal.messages import (
     Meet,
     Query,
     Rebalance,
-    Refresh,
     RegisterClient,
     RegisterPlugin,
     Replicate,
@@ -261,8 +260,6 @@ class SchedulerCore(Meeting):
                 self._on_manage(client.id, message)
             case Meet():
                 self._on_meet(client.id, message)
-            case Refresh():
-                self._on_refresh(client.id, message.leases)
             case Took():
                 self.boxes.took(client.id, message.rid)
             case Withdraw():
