@@ -17,7 +17,7 @@ from typing import Any, NewType
 import msgspec
 
 #: Refused at the handshake where it differs.
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 
 Payload = NewType("Payload", object)
 
@@ -61,6 +61,8 @@ class Hello(Message):
     """First word of whoever dials; ``channel`` names a conversation that outlives the connection, if it is to be one.
 
     ``heard`` is how much of it was heard, where it goes on (see ``core/channel.py``), and 0 where it begins.
+    ``seal`` asks for frames that are sealed (``core/sealing.py``); ``process`` is the sender's own, where the kernel
+    tells the other end, too.
     """
 
     version: int
@@ -69,22 +71,27 @@ class Hello(Message):
     nonce: bytes
     channel: bytes = b""
     heard: int = 0
+    seal: bool = False
+    process: int = 0
 
 
 class Challenge(Message):
-    """The listener's answer: who it is, and proof that it knows the secret."""
+    """The listener's answer: who it is, and proof that it knows the secret. ``seal`` and ``process`` as in a hello."""
 
     version: int
     role: str
     id: str
     nonce: bytes
     proof: bytes
+    seal: bool = False
+    process: int = 0
 
 
 class Proof(Message):
-    """The dialler's proof."""
+    """The dialler's proof, and whether what follows is sealed."""
 
     proof: bytes
+    seal: bool = False
 
 
 class Welcome(Message):

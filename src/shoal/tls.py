@@ -20,6 +20,13 @@ ROLES: Final = ("scheduler", "worker", "client")
 _VERSIONS: Final = {1.2: ssl.TLSVersion.TLSv1_2, 1.3: ssl.TLSVersion.TLSv1_3}
 
 
+class Context(ssl.SSLContext):
+    """A context that knows the certificate that it shows."""
+
+    #: In DER; empty if there is none.
+    shown = b""
+
+
 class Tls:
     """Certificates and keys: names of files, or their PEM texts.
 
@@ -53,9 +60,9 @@ class Tls:
             _version(min_version, "tls_min_version"),
             _version(max_version, "tls_max_version"),
         )
-        self._contexts: dict[tuple[str, bool], ssl.SSLContext] = {}
+        self._contexts: dict[tuple[str, bool], Context] = {}
 
-    def context(self, role: str, server: bool) -> ssl.SSLContext:
+    def context(self, role: str, server: bool) -> Context:
         """What a listener (``server``) or a dialler of this role needs.
 
         Raises
@@ -69,12 +76,12 @@ class Tls:
             found = self._contexts[role, server] = self._make(role, server)
         return found
 
-    def _make(self, role: str, server: bool) -> ssl.SSLContext:
+    def _make(self, role: str, server: bool) -> Context:
         cert, key = self.pairs.get(role, (None, None))
         if self.ca_file is None or cert is None:
             missing = "tls_ca_file" if self.ca_file is None else f"tls_{role}_cert"
             raise ConfigurationError(f"{missing} is not given, and a {role} cannot talk by TLS without")
-        made = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER if server else ssl.PROTOCOL_TLS_CLIENT)
+        made = Context(ssl.PROTOCOL_TLS_SERVER if server else ssl.PROTOCOL_TLS_CLIENT)
         made.check_hostname = False  # who has a certificate of this authority belongs to the cluster, wherever it is
         made.verify_mode = ssl.CERT_REQUIRED
         made.minimum_version = _VERSIONS[self.min_version or 1.2]
@@ -87,6 +94,7 @@ class Tls:
                 made.load_verify_locations(cafile=self.ca_file)
             with _file(cert) as cert_file, _file(key) as key_file:
                 made.load_cert_chain(str(cert_file), key_file)
+                made.shown = _first_certificate(Path(str(cert_file)).read_text())
             if self.ciphers:
                 made.set_ciphers(self.ciphers)
         except (OSError, ssl.SSLError) as error:
@@ -118,6 +126,12 @@ def _version(value: Any, name: str) -> float | None:
     if found not in _VERSIONS:
         raise ConfigurationError(f"{name} must be 1.2 or 1.3, got {value!r}")
     return found
+
+
+def _first_certificate(text: str) -> bytes:
+    end = "-----END CERTIFICATE-----"
+    start = text.index("-----BEGIN CERTIFICATE-----")
+    return ssl.PEM_cert_to_DER_cert(text[start : text.index(end, start) + len(end)])
 
 
 def _is_pem(text: str) -> bool:

@@ -1,7 +1,7 @@
 """Bytes to frames and back, with limits.
 
 A frame is a header of 18 bytes, the lengths of its raw buffers (8 bytes each), one msgpack body that holds a *list* of
-messages, then the raw buffers, which the messages refer to by index::
+messages, then the raw buffers, which the messages refer to by index (and tags, where it is sealed: ``sealing.py``)::
 
     magic u16 | buffers u32 | body length u32 | sequence u32 | acknowledged u32 | length u64 … | body | buffer …
 
@@ -18,6 +18,7 @@ from typing import Any, Final
 
 import msgspec
 
+from shoal.core.sealing import TAG_BYTES, Seal
 from shoal.errors import LinkError
 from shoal.messages import Blob
 
@@ -30,6 +31,7 @@ DIRECT_BYTES: Final = 64 * 1024
 _SCRATCH_BYTES: Final = 256 * 1024
 #: Before the handshake is through, nobody needs more than this.
 HANDSHAKE_LIMIT: Final = 4096
+_SCRATCH_AT_FIRST: Final = HANDSHAKE_LIMIT + 64
 #: A peer that has proven the secret may send this much in one body and in one buffer.
 BODY_LIMIT: Final = 2**31
 BUFFER_LIMIT: Final = 2**40
@@ -41,6 +43,10 @@ Buffer = bytes | bytearray | memoryview
 
 class FramingError(LinkError):
     """The bytes on a link are no frames of shoal's, or break a limit."""
+
+
+class SealError(FramingError):
+    """A frame on an open link was not made by the peer that opened it."""
 
 
 class Frame(msgspec.Struct, gc=False):
@@ -63,6 +69,16 @@ def pack_frame(body: bytes, buffers: Sequence[Buffer] = (), sequence: int = 0, a
     return [header + struct.pack(f"<{len(views)}Q", *map(len, views)) + body, *views]
 
 
+def seal_frame(pieces: list[Buffer], seal: Seal) -> list[Buffer]:
+    """The pieces of :func:`pack_frame`, with the next tags of ``seal``."""
+    first, buffers = pieces[0], pieces[1:]
+    size = _HEADER.size + 8 * len(buffers)
+    head, body = first[:size], first[size:]
+    opened = b"".join((head, seal.tag(head), body))
+    closing = seal.tag(body, buffers)
+    return [opened, *buffers, closing] if buffers else [opened + closing]
+
+
 def _allocate(nbytes: int) -> memoryview:
     return memoryview(bytearray(nbytes))
 
@@ -79,8 +95,8 @@ class FrameReader:
     """
 
     __slots__ = (
-        "_allocate", "_body", "_buffers", "_end", "_filled", "_head", "_lengths", "_need", "_room", "_scratch",
-        "_stage", "_start", "_target", "body_limit", "buffer_limit",
+        "_allocate", "_begun", "_body", "_buffers", "_end", "_filled", "_head", "_lengths", "_need", "_scratch",
+        "_seal", "_stage", "_start", "_target", "body_limit", "buffer_limit",
     )  # fmt: skip
 
     def __init__(
@@ -92,16 +108,22 @@ class FrameReader:
         self.body_limit = body_limit
         self.buffer_limit = buffer_limit
         self._allocate = allocate
-        self._scratch = memoryview(bytearray(_SCRATCH_BYTES))
+        self._scratch = memoryview(bytearray(_SCRATCH_AT_FIRST if not buffer_limit else _SCRATCH_BYTES))
         self._start = self._end = 0
         self._target: memoryview | None = None
         self._filled = 0
-        self._stage = 0  # 0 header, 1 lengths, 2 body, 3 buffers
+        self._stage = 0  # 0 header, 1 lengths, 2 body, 3 buffers, 4 the tag of a sealed frame with buffers
         self._need = _HEADER.size
         self._head = (0, 0, 0, 0, 0)
         self._lengths: tuple[int, ...] = ()
         self._body: Buffer = b""
         self._buffers: list[memoryview] = []
+        self._seal: Seal | None = None
+        self._begun = b""
+
+    def expect_seals(self, seal: Seal) -> None:
+        """From the next frame on, take only what has a right tag."""
+        self._seal = seal
 
     def raise_limits(self, body_limit: int = BODY_LIMIT, buffer_limit: int = BUFFER_LIMIT) -> None:
         """Trust the peer with larger frames, once it has proven who it is."""
@@ -113,10 +135,14 @@ class FrameReader:
             return self._target[self._filled :]
         if self._start == self._end:
             self._start = self._end = 0
-        elif _SCRATCH_BYTES - self._start < max(self._need, DIRECT_BYTES):
-            size = self._end - self._start
-            self._scratch[:size] = bytes(self._scratch[self._start : self._end])
-            self._start, self._end = 0, size
+            if self.buffer_limit and len(self._scratch) < _SCRATCH_BYTES:
+                self._scratch = memoryview(bytearray(_SCRATCH_BYTES))
+        elif len(self._scratch) - self._start < max(self._need, DIRECT_BYTES):
+            kept = bytes(self._scratch[self._start : self._end])
+            if self.buffer_limit and len(self._scratch) < _SCRATCH_BYTES:
+                self._scratch = memoryview(bytearray(_SCRATCH_BYTES))
+            self._scratch[: len(kept)] = kept
+            self._start, self._end = 0, len(kept)
         return self._scratch[self._end :]
 
     def received(self, nbytes: int) -> list[Frame]:
@@ -138,6 +164,8 @@ class FrameReader:
             self._end += nbytes
         while True:
             need, have = self._need, self._end - self._start
+            if frames and have and not self.buffer_limit:
+                raise FramingError("more than one frame at a time, during the handshake")
             if have >= need and (need < DIRECT_BYTES or have == need or self._stage == 2):
                 start = self._start
                 self._start = start + need
@@ -181,25 +209,48 @@ class FrameReader:
                 raise FramingError("buffers are not allowed before the handshake")
             if count > COUNT_LIMIT:
                 raise FramingError(f"{count} buffers are over the limit of {COUNT_LIMIT}")
-            self._stage, self._need = (1, 8 * count) if count else (2, body)
+            if self._seal is not None:
+                self._begun = bytes(piece)
+                self._stage, self._need = 1, 8 * count + TAG_BYTES
+            else:
+                self._stage, self._need = (1, 8 * count) if count else (2, body)
         elif self._stage == 1:
+            self._stage, self._need = 2, self._head[2]
+            if self._seal is not None:
+                piece, tag = piece[:-TAG_BYTES], piece[-TAG_BYTES:]
+                self._check(self._seal.verify(tag, self._begun + piece))
+                if not self._head[1]:
+                    self._need += TAG_BYTES
+                    return
             self._lengths = struct.unpack(f"<{self._head[1]}Q", piece)
             largest = max(self._lengths)
             if largest > self.buffer_limit:
                 raise FramingError(f"a buffer of {largest} bytes is over the limit of {self.buffer_limit}")
-            self._stage, self._need = 2, self._head[2]
         elif self._stage == 2:
-            if not self._head[1]:
-                self._emit(piece, frames)
-            else:
+            if self._head[1]:
                 self._body = bytes(piece)
                 self._stage, self._need = 3, self._lengths[0]
-        else:
+                return
+            if self._seal is not None:
+                piece, tag = piece[:-TAG_BYTES], piece[-TAG_BYTES:]
+                self._check(self._seal.verify(tag, piece))
+            self._emit(piece, frames)
+        elif self._stage == 3:
             self._buffers.append(piece if owned else memoryview(bytearray(piece)))
-            if len(self._buffers) == self._head[1]:
-                self._emit(self._body, frames)
-            else:
+            if len(self._buffers) < self._head[1]:
                 self._need = self._lengths[len(self._buffers)]
+            elif self._seal is not None:
+                self._stage, self._need = 4, TAG_BYTES
+            else:
+                self._emit(self._body, frames)
+        else:
+            assert self._seal is not None
+            self._check(self._seal.verify(piece, self._body, self._buffers))
+            self._emit(self._body, frames)
+
+    def _check(self, right: bool) -> None:
+        if not right:
+            raise SealError("a frame was changed, repeated, left out or put in by somebody between the two ends")
 
     def _emit(self, body: Buffer, frames: list[Frame]) -> None:
         frames.append(Frame(body, self._buffers, self._head[3], self._head[4]))

@@ -2,7 +2,10 @@
 
 Nothing that a peer sends is looked at beyond its hello until it has proven that it knows the secret, and nothing of
 a user's is unpickled before. The proof is an HMAC over both nonces, both ids and both roles, so that it cannot be
-replayed on another link or turned around. Refusals are said in words before the link is closed.
+replayed on another link or turned around, and over what each end knows of the carrier, so that nobody who sits between
+can pass the handshake on and speak afterwards: the certificate that the listener shows, where the carrier is TLS; the
+processes at both ends, where the kernel tells them; else what follows is sealed (``core/sealing.py``).
+Refusals are said in words before the link is closed.
 """
 
 from __future__ import annotations
@@ -11,11 +14,12 @@ import hashlib
 import hmac
 from collections.abc import Callable
 from enum import IntEnum, auto
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from shoal.core.channel import Channel, to_wire
 from shoal.core.framing import BODY_LIMIT, BUFFER_LIMIT, Codec, Frame, FrameReader, FramingError
 from shoal.core.machine import Table
+from shoal.core.sealing import Seal, seals
 from shoal.errors import HandshakeError
 from shoal.messages import PROTOCOL_VERSION, Challenge, Handshake, Hello, Proof, Refused, Welcome
 
@@ -70,6 +74,18 @@ SESSION: Final = Table(
 )
 
 
+class Carrier(NamedTuple):
+    """What one end knows of the connection that carries a link."""
+
+    #: The same at both ends, unless somebody sits between: for TLS, a digest of the listener's certificate.
+    binding: bytes = b""
+    #: Whether others may take it over, so that each frame must prove that the peer made it.
+    seal: bool = False
+    #: This process, and the one at the other end as the kernel tells it; 0 and 0 where it does not.
+    process: int = 0
+    peer_process: int = 0
+
+
 class Session:
     """The handshake and the codec of one end of a link.
 
@@ -94,8 +110,8 @@ class Session:
     """
 
     __slots__ = (
-        "_codec", "_find", "_handshake", "_hello", "_inbound", "_nonce", "_secret", "_transcript", "channel",
-        "dialling", "id", "peer_heard", "peer_id", "peer_role", "reader", "role", "state",
+        "_codec", "_find", "_handshake", "_hello", "_inbound", "_nonce", "_sealing", "_seals", "_secret", "_transcript",
+        "carrier", "channel", "dialling", "id", "peer_heard", "peer_id", "peer_role", "reader", "role", "seal", "state",
     )  # fmt: skip
 
     def __init__(
@@ -119,6 +135,12 @@ class Session:
         self._handshake = Codec(Handshake)
         self._codec: Codec | None = None
         self._transcript = b""
+        self._sealing = False
+        self._seals: tuple[Seal, Seal]
+        #: What is known of the connection; to be set before the first word.
+        self.carrier = Carrier()
+        #: For all that is said from now on, if it is to be sealed.
+        self.seal: Seal | None = None
         #: The conversation, if it outlives the connection, and how much the peer has heard of it, where it goes on.
         self.channel = channel
         self.peer_heard = 0
@@ -134,9 +156,15 @@ class Session:
     def open(self) -> bool:
         return self.state is SessionState.OPEN
 
+    @property
+    def peer_process(self) -> int | None:
+        """The process that proved the secret, where the kernel says so too and nobody sits between."""
+        return None if self._sealing else self.carrier.peer_process or None
+
     def hello(self) -> tuple[bytes, list[Any]]:
         """The dialler's first words."""
-        hello = Hello(PROTOCOL_VERSION, self.role, self.id, self._nonce)
+        self._hello = hello = Hello(PROTOCOL_VERSION, self.role, self.id, self._nonce)
+        hello.seal, hello.process = self.carrier.seal, self.carrier.process
         if self.channel is not None:
             hello.channel = self.channel.token
             hello.heard = to_wire(self.channel.heard) if self.channel.begun else 0
@@ -172,8 +200,13 @@ class Session:
         if state is SessionState.GREETING and isinstance(message, Challenge):
             return self._on_challenge(message)
         if state is SessionState.CHALLENGING and isinstance(message, Proof):
-            if not hmac.compare_digest(message.proof, self._prove("dialler")):
+            right = hmac.compare_digest(message.proof, self._prove(_DIALLER[message.seal]))
+            if not right or (self._sealing and not message.seal):
                 raise HandshakeError("wrong secret")
+            self._sealing = message.seal
+            if message.seal:
+                theirs, self.seal = seals(self._secret, self._transcript)
+                self.reader.expect_seals(theirs)
             heard = self._take_up()
             self._advance(SessionEvent.PROOF)
             self._opened()
@@ -182,6 +215,8 @@ class Session:
             self.peer_heard = message.heard
             if not message.keeps:
                 self.channel = None
+            if self._sealing:
+                self.seal = self._seals[0]
             self._advance(SessionEvent.WELCOME)
             self._opened()
             return None
@@ -216,34 +251,31 @@ class Session:
             raise FramingError("a hello without a proper nonce, id or channel")
         self.peer_role, self.peer_id = hello.role, hello.id
         self._hello = hello
-        self._transcript = b"\0".join(
-            (hello.role.encode(), hello.id.encode(), hello.nonce, self.role.encode(), self.id.encode(), self._nonce)
-        )
+        carrier = self.carrier
+        self._sealing = carrier.seal or hello.seal or hello.process != carrier.peer_process
+        answer = Challenge(PROTOCOL_VERSION, self.role, self.id, self._nonce, b"", self._sealing, carrier.process)
+        self._transcript = _transcript(hello, answer, carrier.binding)
+        answer.proof = self._prove("listener")
         self._advance(SessionEvent.HELLO)
-        return self._handshake.encode(
-            [Challenge(PROTOCOL_VERSION, self.role, self.id, self._nonce, self._prove("listener"))]
-        )
+        return self._handshake.encode([answer])
 
     def _on_challenge(self, challenge: Challenge) -> tuple[bytes, list[Any]]:
         self._check_version(challenge.version)
         if challenge.role not in self._inbound or (self.peer_role is not None and challenge.role != self.peer_role):
             raise HandshakeError(f"expected a {self.peer_role or 'known role'}, found a {challenge.role[:40]!r}")
         self.peer_role, self.peer_id = challenge.role, challenge.id
-        self._transcript = b"\0".join(
-            [
-                self.role.encode(),
-                self.id.encode(),
-                self._nonce,
-                challenge.role.encode(),
-                challenge.id.encode(),
-                challenge.nonce,
-            ]
-        )
+        hello, carrier = self._hello, self.carrier
+        assert hello is not None
+        self._transcript = _transcript(hello, challenge, carrier.binding)
         if not hmac.compare_digest(challenge.proof, self._prove("listener")):
-            raise HandshakeError("the other side does not know this cluster's secret")
+            raise HandshakeError("the other side does not know this cluster's secret, or somebody sits between")
+        self._sealing = carrier.seal or challenge.seal or challenge.process != carrier.peer_process
+        if self._sealing:
+            self._seals = seals(self._secret, self._transcript)
+            self.reader.expect_seals(self._seals[1])
         self.reader.raise_limits(BODY_LIMIT, BUFFER_LIMIT)  # what follows the welcome may come with it
         self._advance(SessionEvent.CHALLENGE)
-        return self._handshake.encode([Proof(self._prove("dialler"))])
+        return self._handshake.encode([Proof(self._prove(_DIALLER[self._sealing]), self._sealing)])
 
     def _prove(self, side: str) -> bytes:
         return hmac.digest(self._secret, side.encode() + b"\0" + self._transcript, hashlib.sha256)
@@ -264,3 +296,17 @@ class Session:
 
     def _advance(self, event: SessionEvent) -> None:
         self.state = SESSION.advance(self.state, event, f"{self.role} {self.id}")
+
+
+#: What the dialler's proof begins with, unsealed and sealed.
+_DIALLER: Final = ("dialler", "dialler, sealed")
+
+
+def _transcript(hello: Hello, challenge: Challenge, binding: bytes) -> bytes:
+    """All that both ends must agree on, such that no two different things give the same bytes."""
+    parts = [
+        hello.role.encode(), hello.id.encode(), hello.nonce, hello.channel, b"%d" % hello.heard, b"%d" % hello.seal,
+        b"%d" % hello.process, challenge.role.encode(), challenge.id.encode(), challenge.nonce, b"%d" % challenge.seal,
+        b"%d" % challenge.process, binding,
+    ]  # fmt: skip
+    return b"".join(len(part).to_bytes(4, "little") + part for part in parts)

@@ -10,9 +10,6 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import os
-import socket
-import struct
-import sys
 from typing import Any, Final
 
 #: Payloads smaller than this go over the link.
@@ -52,16 +49,6 @@ def describe(frames: list[Any]) -> list[Any]:
     first = bytes(frames[0]) if len(views[0]) < SMALLEST else None
     places: list[Any] = [[_address_of(view), len(view)] for view in views]
     return places if first is None else [first, *places[1:]]
-
-
-def peer_process(transport: Any) -> int | None:
-    """Id of the process at the other end of a local socket, if it is one of this user's and can be read at all."""
-    found = transport.get_extra_info("socket")
-    if not sys.platform.startswith("linux") or found is None or found.family != socket.AF_UNIX:
-        return None
-    with socket.socket(fileno=os.dup(found.fileno())) as copy:
-        pid, uid, _ = struct.unpack("3i", copy.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-    return int(pid) if uid == os.getuid() and pid > 0 else None
 
 
 async def read(pid: int, address: int, target: memoryview) -> None:

@@ -13,11 +13,11 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from shoal.core.channel import Channel
-from shoal.core.framing import COUNT_LIMIT, Codec, Frame, FrameReader, pack_frame
+from shoal.core.framing import COUNT_LIMIT, Codec, Frame, FrameReader, SealError, pack_frame, seal_frame
 from shoal.core.session import NONCE_BYTES, Session
 from shoal.errors import HandshakeError, LinkClosedError, LinkError
-from shoal.shell import direct
 from shoal.shell.areas import AREAS
+from shoal.shell.carriers import carrier_of
 
 logger = logging.getLogger("shoal.link")
 
@@ -152,7 +152,7 @@ class Link(asyncio.BufferedProtocol):
         self.address = f"{peer[0]}:{peer[1]}" if isinstance(peer, tuple) else "local socket"
         if not isinstance(peer, tuple):  # such connections break when the process at the other end is gone
             self._channel = self.session.channel = None
-        self.peer_process = direct.peer_process(transport)
+        self.session.carrier = carrier_of(transport, self._dialling)
         self._timer = self.loop.call_later(HANDSHAKE_TIMEOUT, self._give_up, "the handshake took too long")
         if self._dialling:
             self._write(*self.session.hello())
@@ -171,8 +171,17 @@ class Link(asyncio.BufferedProtocol):
             if not self._dialling:
                 self._write(*self.session.refusal(str(error)))
             self._give_up(str(error), error)
+        except SealError as error:
+            self._distrust(str(error))
         except LinkError as error:
             self._give_up(str(error), error)
+
+    def _distrust(self, reason: str) -> None:
+        """Somebody meddles with this connection: what outlives it goes on on another."""
+        logger.warning("dropped the connection with %s %s: %s", self.peer_role, self.address, reason)
+        if self._channel is None or not self._opened:
+            self._give_up(reason, HandshakeError(reason))
+        self._transport.abort()
 
     def _take(self, frame: Frame) -> None:
         channel = self._channel
@@ -197,6 +206,7 @@ class Link(asyncio.BufferedProtocol):
         if self._timer is not None:
             self._timer.cancel()
         self._channel = self.session.channel
+        self.peer_process = self.session.peer_process
         if self.session.resumed and not self._dialling:
             self._hand_over()
             return
@@ -336,6 +346,8 @@ class Link(asyncio.BufferedProtocol):
         self._write_pieces(pack_frame(body, buffers))
 
     def _write_pieces(self, pieces: list[Any]) -> None:
+        if self.session.seal is not None:
+            pieces = seal_frame(pieces, self.session.seal)
         for piece in pieces:
             self._transport.write(piece)
 
