@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from shoal import __version__
+from shoal import __version__, private
 from shoal.errors import ShoalError
 from shoal.shell.logs import print_from
 
@@ -110,13 +110,13 @@ def _pid_file(path: Path | None) -> Iterator[None]:
         yield
         return
     try:
-        path.write_text(f"{os.getpid()}\n")
+        private.write(path, f"{os.getpid()}\n".encode())
     except OSError as error:
         raise click.BadParameter(f"cannot write {path}: {error.strerror}", param_hint="--pid-file") from error
     try:
         yield
     finally:
-        path.unlink(missing_ok=True)
+        private.remove(path)
 
 
 _preload = click.option(

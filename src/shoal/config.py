@@ -8,6 +8,7 @@ from whoever started it, so that it need not import dask to start.
 from __future__ import annotations
 
 import difflib
+import errno
 import json
 import os
 import re
@@ -15,9 +16,11 @@ import resource
 import secrets
 import sys
 import warnings
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from shoal import private
 from shoal.errors import ConfigurationError
 
 SECRET_BYTES = 32
@@ -308,9 +311,19 @@ def _read_cgroups(
 
 
 def user_directory() -> Path:
-    """Where this user's own files of shoal are, the secret among them."""
-    base = os.environ.get("XDG_CONFIG_HOME") or os.path.join(os.path.expanduser("~"), ".config")
-    return Path(base) / "shoal"
+    """Where this user's own files of shoal are, the secret among them.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the user has no home.
+    """
+    if base := os.environ.get("XDG_CONFIG_HOME"):
+        return Path(base) / "shoal"
+    home = os.path.expanduser("~")
+    if not os.path.isdir(home):
+        raise FileNotFoundError(errno.ENOENT, "there is no home directory", home)
+    return Path(home) / ".config" / "shoal"
 
 
 def read_secret(path: Path) -> bytes:
@@ -319,61 +332,74 @@ def read_secret(path: Path) -> bytes:
     Raises
     ------
     ConfigurationError
-        If others can read the file, or it holds none.
+        If others can read the file, it belongs to another user, or it holds none.
     """
     try:
-        info = path.stat()
-        if info.st_mode & 0o077:
-            raise ConfigurationError(
-                f"{path} can be read by others (mode {info.st_mode & 0o777:04o}), so what it holds is no secret; "
-                f"chmod 600 {path}, or delete it to have a new one made"
-            )
-        text = path.read_bytes().strip()
+        text, mode = private.read(path)
     except OSError as error:
         raise ConfigurationError(f"cannot read the secret file {path}: {error}") from error
+    if mode & 0o077:
+        raise ConfigurationError(
+            f"{path} can be read by others (mode {mode & 0o777:04o}), so what it holds is no secret; "
+            f"chmod 600 {path}, or delete it to have a new one made"
+        )
+    text = text.strip()
     if not text:
         raise ConfigurationError(f"the secret file {path} is empty")
     return text
 
 
 def default_secret() -> bytes:
-    """The secret of this user: from the environment, the configuration, or the user's own file, made on first use."""
+    """The secret of this user: from the environment, the configuration, or the user's own file, made on first use.
+
+    Where there is no place for that file, it is one for this process and those that it starts, with a warning.
+    """
     if text := os.environ.get("SHOAL_SECRET"):
         return text.encode()
     if text := get("shoal.security.secret"):
         return str(text).encode()
     if name := (os.environ.get("SHOAL_SECRET_FILE") or get("shoal.security.secret-file")):
         return read_secret(Path(str(name)).expanduser())
-    path = user_directory() / "secret"
-    if not path.exists():
-        _make_secret(path)
+    try:
+        path = user_directory() / "secret"
+        if not path.exists():
+            _make_secret(path)
+    except OSError as error:
+        return _passing_secret(error)
     return read_secret(path)
 
 
+@lru_cache(maxsize=1)
+def _new_secret() -> bytes:
+    return secrets.token_hex(SECRET_BYTES).encode()
+
+
+def _passing_secret(error: OSError) -> bytes:
+    warnings.warn(
+        f"the secret cannot be kept in {error.filename}: {error.strerror}; clients outside of this program cannot join "
+        "its cluster. To let them, set SHOAL_SECRET_FILE to a file that holds a secret, or XDG_CONFIG_HOME to a "
+        "directory that can be written to",
+        stacklevel=4,
+    )
+    return _new_secret()
+
+
 def _make_secret(path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    draft = path.with_name(f".secret-{os.getpid()}-{secrets.token_hex(4)}")
-    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    try:
-        os.write(descriptor, secrets.token_hex(SECRET_BYTES).encode())
-    finally:
-        os.close(descriptor)
-    try:
-        os.link(draft, path)  # fails if another process was faster: then its secret counts
-    except FileExistsError:
-        pass
-    finally:
-        os.unlink(draft)
+    private.make_directories(path.parent.parent, private.DIRECTORY_MODE)
+    private.Directory(path.parent)
+    private.create_once(path, secrets.token_hex(SECRET_BYTES).encode())  # if another was faster, its secret counts
 
 
 def write_private(path: Path, text: str) -> None:
-    """Write a file that only its owner can read, at once or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}-{os.getpid()}-{secrets.token_hex(4)}")
-    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "w") as file:
-        file.write(text)
-    os.replace(draft, path)
+    """Write a file that only its owner can read, at once or not at all.
+
+    Raises
+    ------
+    OSError
+        If it cannot be written.
+    """
+    private.make_directories(path.parent)
+    private.write(path, text.encode(), keep_mode=False)
 
 
 def stand_for_distributed() -> None:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import stat
 from html import escape
 from pathlib import Path
 from typing import Any, Final, Self
 
-from shoal import config, tls
+from shoal import config, private, tls
 from shoal.errors import ConfigurationError
 from shoal.tls import Tls
 
@@ -245,10 +244,10 @@ def read_scheduler_file(path: Path) -> tuple[list[str], bytes | None]:
     """
     path = path.expanduser()
     try:
-        content = json.loads(path.read_text())
+        data, mode = private.read(path)
+        content = json.loads(data)
         addresses = [str(one) for one in content.get("addresses") or [content["address"]]]
         secret = unpack(content["secret"]) if content.get("secret") else None
-        mode = stat.S_IMODE(path.stat().st_mode)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigurationError(f"scheduler_file {str(path)!r} cannot be used: {error!r}") from error
     if secret is not None and mode & 0o077:

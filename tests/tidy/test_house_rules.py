@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import inspect
 from pathlib import Path
@@ -50,3 +51,59 @@ def test_every_file_is_on_the_map() -> None:
     for path in SOURCES:
         if path.name not in ("__init__.py", "__main__.py"):
             assert path.name in text or f"`{path.parent.name}/`" in text, path.name
+
+
+#: Calls that create, change or remove files; ``private.py`` has them all, with the checks that they need.
+_ON_DISK = {
+    *("os." + name for name in ("open", "mkdir", "makedirs", "unlink", "remove", "rmdir", "removedirs", "rename")),
+    *("os." + name for name in ("renames", "replace", "link", "symlink", "mkfifo", "mknod", "chmod", "truncate")),
+    *("shutil." + name for name in ("rmtree", "move", "copy", "copy2", "copyfile", "copytree", "unpack_archive")),
+    *("tempfile." + name for name in ("mkdtemp", "mkstemp", "mktemp", "TemporaryDirectory", "NamedTemporaryFile")),
+    "tempfile.TemporaryFile",
+}
+_METHODS = {"write_text", "write_bytes", "mkdir", "touch", "unlink", "rmdir", "symlink_to", "hardlink_to", "extractall"}
+#: Where one is needed all the same, and why it does no harm.
+_ALLOWED = {
+    ("compat/utils.py", "tempfile.TemporaryDirectory"): "mode 0700, and a name that nobody can foresee",
+    ("shell/usage.py", "open"): "a file of the kernel's",
+    ("programs/processes.py", "open"): "a descriptor of memory, not a name",
+}
+
+
+def _touches_the_disk(call: ast.Call) -> str:
+    """The name of what is called, if it may create, change or remove a file."""
+    name = ast.unparse(call.func)
+    method = name.rpartition(".")[2]
+    if name in _ON_DISK or (method in _METHODS and not name.startswith("private.")):
+        return name
+    if method == "open" and not name.startswith(("os.", "webbrowser.", "private.")):
+        at = 1 if name in ("open", "io.open", "gzip.open", "bz2.open", "lzma.open") else 0
+        given = [keyword.value for keyword in call.keywords if keyword.arg == "mode"] or call.args[at : at + 1]
+        modes = [node.value for node in given if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+        if given and not modes and name in ("open", "io.open"):
+            return name  # a mode that cannot be known here
+        if modes and set(modes[0]) & set("wax+"):
+            return name
+    return ""
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT / "src")))
+def test_files_are_made_and_removed_by_one_module(path: Path) -> None:
+    """``private.py``: so that no other user of the machine can be there first, read, or replace what shoal writes."""
+    if path.name == "private.py":
+        return
+    where = str(path.relative_to(ROOT / "src" / "shoal"))
+    calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+    found = {(name, call.lineno) for call in calls if (name := _touches_the_disk(call))}
+    assert not [one for one in found if (where, one[0]) not in _ALLOWED], where
+
+
+@pytest.mark.parametrize(
+    "code",
+    ["open(p, 'w')", "open(p, mode='ab')", "open(p, m)", "Path(p).open('wb')", "p.write_text('')", "gzip.open(p, 'wb')",
+     "os.makedirs(p)", "shutil.rmtree(p)", "p.unlink()", "tempfile.mkdtemp()", "archive.extractall(p)"],
+)  # fmt: skip
+def test_the_rule_on_files_sees_each_way(code: str) -> None:
+    """To write or remove one."""
+    (call, *_) = [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Call)]
+    assert _touches_the_disk(call)

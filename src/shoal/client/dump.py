@@ -9,6 +9,7 @@ from typing import Any, Self
 
 import msgspec
 
+from shoal import private
 from shoal.core.scheduler import explain, snapshot
 from shoal.core.scheduler.state import SchedulerState
 from shoal.errors import UsageError
@@ -19,7 +20,13 @@ FORMATS = {"msgpack": ".msgpack.gz", "yaml": ".yaml"}
 
 
 def write(filename: str, state: dict[str, Any], exclude: list[str], format: str) -> str:
-    """Write ``state``; return the name of the file."""
+    """Write ``state``; return the name of the file.
+
+    Raises
+    ------
+    OSError
+        If it cannot be written.
+    """
     for side in [state["scheduler"], *state["workers"].values()]:
         for name in exclude:
             side.pop(name, None)
@@ -29,10 +36,10 @@ def write(filename: str, state: dict[str, Any], exclude: list[str], format: str)
     ending = FORMATS[format]
     path = filename if filename.endswith(ending) else filename + ending
     if format == "msgpack":
-        with gzip.open(path, "wb", compresslevel=4) as file:
+        with private.replacing(path) as target, gzip.GzipFile("", "wb", 4, target) as file:
             file.write(msgspec.msgpack.encode(state))
     else:
-        Path(path).write_bytes(msgspec.yaml.encode(state))
+        private.write(path, msgspec.yaml.encode(state))
     return path
 
 

@@ -15,7 +15,7 @@ from time import monotonic
 from typing import Any
 from uuid import uuid4
 
-from shoal import config
+from shoal import config, private
 from shoal.core.effects import CallUser, Effect, InstallPlugin, Log, Send, Signal, Spawn, Stop
 from shoal.core.events import (
     CallDone,
@@ -438,7 +438,7 @@ class NannyProgram:
     async def _run(self, incarnation: int) -> None:
         """Follow one process from its start to its exit, which is noticed at once (a descriptor, no polling)."""
         directory = str(Path(self.local_directory) / f"worker-{incarnation}")
-        os.mkdir(directory, 0o700)
+        private.Directory(directory)
         self.process = None
         self._early_signal = 0
         self._up.clear()

@@ -13,7 +13,7 @@ from html import escape
 from pathlib import Path
 from typing import Any, Self
 
-from shoal import config
+from shoal import config, private
 from shoal.errors import UsageError
 from shoal.programs.preloads import preloads
 from shoal.programs.scheduler import SchedulerProgram
@@ -222,7 +222,7 @@ class Scheduler(Server, SchedulerCalls):
 
     async def _end(self, reason: str) -> None:
         if self._scheduler_file is not None and self.program is not None:
-            self._scheduler_file.unlink(missing_ok=True)
+            private.remove(self._scheduler_file)
         await self._preloads.stop(self)
         await super()._end(reason)
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from pathlib import Path
 from time import perf_counter
 from typing import Any, Final
 from uuid import uuid4
 
+from shoal import private
 from shoal.messages import PutData
 
 _SIZES: Final = {"4 kiB": 4096, "100 kiB": 100 * 1024, "1 MiB": 2**20, "10 MiB": 10 * 2**20, "100 MiB": 100 * 2**20}
@@ -40,20 +40,23 @@ def memory(peers: Any, dask_worker: Any = None) -> dict[str, float]:
 def disk(peers: Any, dask_worker: Any = None) -> dict[str, float]:
     """Bytes a second that are written into files and reach the disk, by size."""
     found = {}
-    path = Path(dask_worker.local_directory) / f"benchmark-{uuid4().hex}"
+    directory = private.Directory(dask_worker.local_directory, create=False)
+    file = f"benchmark-{uuid4().hex}"
+    descriptor = directory.create(file)
     try:
         for name, size in _SIZES.items():
             data = os.urandom(size)
 
             def write(data: bytes = data) -> None:
-                with path.open("wb") as file:
-                    file.write(data)
-                    file.flush()
-                    os.fsync(file.fileno())
+                os.ftruncate(descriptor, 0)
+                os.lseek(descriptor, 0, os.SEEK_SET)
+                private.overwrite(descriptor, data)
+                os.fsync(descriptor)
 
             found[name] = _rate(size, write)
     finally:
-        path.unlink(missing_ok=True)
+        os.close(descriptor)
+        directory.remove(file)
     return found
 
 

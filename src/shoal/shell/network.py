@@ -6,7 +6,9 @@ Who has certificates listens by TLS wherever it would by TCP.
 from __future__ import annotations
 
 import asyncio
+import errno
 import ipaddress
+import os
 import socket
 import ssl
 from collections.abc import Callable
@@ -14,7 +16,7 @@ from time import monotonic
 from typing import Any, Protocol
 from uuid import uuid4
 
-from shoal import config
+from shoal import config, private
 from shoal.core.framing import FramingError
 from shoal.errors import ConfigurationError, ConnectError, HandshakeError
 from shoal.shell import memory
@@ -50,12 +52,19 @@ def local_address() -> str:
 
 
 def _local_socket(path: str, listening: bool = False) -> socket.socket:
-    """A local socket that is bound to ``path``, or connected to who is."""
+    """A local socket that is bound to ``path``, or connected to who is; its file is for this user alone.
+
+    Raises
+    ------
+    OSError
+        If that cannot be.
+    """
     found = socket.socket(socket.AF_UNIX)
     name = "\0" + path[1:] if path.startswith("@") else path
     try:
         if listening:
-            found.bind(name)
+            os.fchmod(found.fileno(), private.FILE_MODE)  # the file gets the mode that the socket has when it is bound
+            _bind(found, name)
         else:
             found.setblocking(False)
             found.connect(name)
@@ -63,6 +72,38 @@ def _local_socket(path: str, listening: bool = False) -> socket.socket:
         found.close()
         raise
     return found
+
+
+def _bind(found: socket.socket, name: str) -> None:
+    try:
+        found.bind(name)
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE or name.startswith("\0") or _answers(name):
+            raise
+        private.remove_socket(name)  # what listened there is gone
+        found.bind(name)
+
+
+def _answers(path: str) -> bool:
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            return False
+        except OSError:
+            pass  # it may
+        return True
+
+
+class _LocalServer:
+    """A server whose socket has a file."""
+
+    def __init__(self, server: Server, path: str) -> None:
+        self._server, self._path = server, path
+
+    def close(self) -> None:
+        self._server.close()
+        private.remove_socket(self._path)
 
 
 def is_loopback(host: str) -> bool:
@@ -154,7 +195,12 @@ async def listen(address: str, make: Callable[[], Link], secret: bytes, role: st
         name = host or memory.fresh_name()
         return memory.listen(name, make), f"inproc://{name}"
     if scheme == "unix":
-        return await loop.create_unix_server(make, sock=_local_socket(host, listening=True)), address
+        try:
+            sock = _local_socket(host, listening=True)
+        except OSError as error:
+            raise ConfigurationError(f"cannot listen at {address}: {error.strerror or error}") from error
+        local = await loop.create_unix_server(make, sock=sock)
+        return (local if host.startswith("@") else _LocalServer(local, host)), address
     if not secret and not is_loopback(host):
         raise ConfigurationError(f"refused to listen at {address} without a secret: anybody there could run code")
     tls = getattr(secret, "tls", None)

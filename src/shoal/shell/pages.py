@@ -8,6 +8,8 @@ from html import escape
 from pathlib import Path
 from typing import Any, Final
 
+from shoal import private
+
 #: Rectangles of a task stream that are drawn, the longest first, and frames of a profile.
 _MOST: Final = 20_000
 _WIDTH, _ROW = 1200, 18
@@ -37,8 +39,14 @@ class Page:
         self.title, self.body = title, body
 
     def save(self, filename: str | Path) -> None:
-        """Write it as a file that stands by itself."""
-        Path(filename).write_text(self.html, encoding="utf-8")
+        """Write it as a file that stands by itself, and that only this user may read if it is a new one.
+
+        Raises
+        ------
+        OSError
+            If it cannot be written.
+        """
+        private.write(filename, self.html.encode("utf-8", "backslashreplace"))
 
     @property
     def html(self) -> str:

@@ -9,22 +9,32 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
+import re
 import secrets
-import shutil
-import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Final
 
-from shoal import config
+from shoal import config, private
 from shoal.errors import ConfigurationError
 
 logger = logging.getLogger("shoal.scratch")
 
+#: Names that directories of processes have here. What has another name is left alone, whatever it is.
+_NAME: Final = re.compile(r"[a-z]+-[0-9a-f]{12}")
+_LOCK: Final = ".lock"
+_ADVICE: Final = "set local_directory (--local-directory, or temporary-directory in the configuration) to another place"
+#: Bases of which was said that others may replace what is in them.
+_warned: set[str] = set()
+
 
 def space(local_directory: str | None = None) -> Path:
     """The directory in which all scratch directories of this user are, made where it is not there.
+
+    It belongs to this user, and nobody else may enter it. Where somebody else was there first, it is another one, whose
+    name nobody could foresee, and that is logged.
 
     Parameters
     ----------
@@ -34,20 +44,67 @@ def space(local_directory: str | None = None) -> Path:
     Raises
     ------
     ConfigurationError
-        If it cannot be written to, naming it.
+        If it cannot be written to, or everybody may replace what is in it, naming it.
     """
-    base = local_directory or config.get("temporary-directory") or tempfile.gettempdir()
-    found = Path(str(base)).expanduser() / f"shoal-scratch-space-{os.getuid()}"
+    return _open_space(local_directory).path
+
+
+def _open_space(local_directory: str | None = None) -> private.Directory:
+    base = Path(".")
     try:
-        found.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if not os.access(found, os.W_OK | os.X_OK):
-            raise PermissionError(13, "Permission denied")
+        named = local_directory or config.get("temporary-directory") or tempfile.gettempdir()
+        base = Path(str(named)).expanduser().resolve()
+        private.make_directories(base)
+        _judge(base)
+        found = _find_space(base)
+        if not os.access(found.path, os.W_OK | os.X_OK):
+            raise PermissionError(13, "Permission denied", str(found.path))
+        return found
     except OSError as error:
-        advice = "set local_directory (--local-directory, or temporary-directory in the configuration)"
+        where = error.filename or base / _space_name()
         raise ConfigurationError(
-            f"cannot make scratch files in {found}: {error.strerror}; {advice} to a place that can be written to"
+            f"cannot make scratch files in {where}: {error.strerror or error}; {_ADVICE}"
         ) from error
-    return found
+    except (ValueError, RuntimeError) as error:  # no name of a file; "~" where there is no home
+        raise ConfigurationError(f"cannot make scratch files in {str(named)!r}: {error}; {_ADVICE}") from error
+
+
+def _space_name() -> str:
+    return f"shoal-scratch-space-{os.geteuid()}"
+
+
+def _judge(base: Path) -> None:
+    """Refuse a base in which everybody, and warn of one in which somebody else can replace what is there."""
+    reason = private.replaceable(base)
+    if not reason:
+        return
+    if reason.startswith("everybody"):
+        raise ConfigurationError(
+            f"scratch files are not safe in {base}: {reason}; set the bit (chmod +t), or {_ADVICE}"
+        )
+    if reason not in _warned:
+        _warned.add(reason)
+        logger.warning("scratch files in %s can be replaced by another user: %s", base, reason)
+
+
+def _find_space(base: Path) -> private.Directory:
+    name = _space_name()
+    try:
+        return private.Directory(base / name)
+    except (PermissionError, NotADirectoryError) as error:
+        if not os.path.lexists(base / name):
+            raise  # it is the base that cannot be written to
+        refused = error
+    again = re.compile(re.escape(name) + "-[a-z0-9_]{8}")
+    for other in sorted(os.listdir(base)):
+        if again.fullmatch(other):
+            try:
+                return private.Directory(base / other, create=False)
+            except OSError:
+                continue  # it is gone, or not this user's either
+    made = private.Directory.temporary(f"{name}-", base)
+    logger.warning("%s is not used for scratch files: %s; %s is", base / name, refused.strerror, made.path)
+    return made
 
 
 class Scratch:
@@ -56,7 +113,7 @@ class Scratch:
     Parameters
     ----------
     name
-        What its name begins with.
+        What its name begins with: letters.
     local_directory
         As for :func:`space`.
 
@@ -67,69 +124,102 @@ class Scratch:
     """
 
     def __init__(self, name: str, local_directory: str | None = None) -> None:
-        within = space(local_directory)
+        within = _open_space(local_directory)
         self._locking = bool(config.get("distributed.worker.use-file-locking", True))
-        if self._locking:
-            remove_orphans(within)
         self._descriptor: int | None = None
-        while True:
-            self.path = within / f"{name}-{secrets.token_hex(6)}"
-            if not self._locking or self._lock():
-                break
-        self.path.mkdir(mode=0o700)
+        try:
+            if self._locking:
+                _remove_orphans(within)
+            while True:
+                self.path = within.path / f"{name}-{secrets.token_hex(6)}"
+                if not self._locking or self._lock(within):
+                    break
+            private.Directory(self.path.name, within=within)
+        except OSError as error:
+            self._unlock(within)
+            text = f"cannot make scratch files in {within.path}: {error.strerror or error}; {_ADVICE}"
+            raise ConfigurationError(text) from error
 
-    def _lock(self) -> bool:
+    def _lock(self, within: private.Directory) -> bool:
         """Take the lock; False where somebody took it for an orphan's in the same moment."""
-        file = self.path.with_suffix(".lock")
-        descriptor = os.open(file, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        name = self.path.name + _LOCK
+        descriptor = within.open_or_create(name)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if _is(descriptor, file):
+            if _is(descriptor, within, name):
                 self._descriptor = descriptor
                 return True
         except BlockingIOError:
             pass  # whoever removes orphans has it
+        except OSError:
+            os.close(descriptor)
+            raise
         os.close(descriptor)
         return False
 
-    def close(self) -> None:
-        """Remove it and all that is in it."""
-        remove_tree(self.path)
+    def _unlock(self, within: private.Directory) -> None:
         if self._descriptor is not None:
-            self.path.with_suffix(".lock").unlink(missing_ok=True)
+            within.remove(self.path.name + _LOCK)
             os.close(self._descriptor)
             self._descriptor = None
+
+    def close(self) -> None:
+        """Remove it and all that is in it."""
+        try:
+            within = private.Directory(self.path.parent, create=False)
+        except OSError as error:
+            _complain(str(self.path.parent), error)
+            if self._descriptor is not None:
+                os.close(self._descriptor)
+                self._descriptor = None
+            return
+        within.remove_tree(self.path.name, _complain)
+        self._unlock(within)
 
 
 @contextmanager
 def alone(name: str) -> Iterator[None]:
     """Be the only process of this user on this machine that does what is called ``name``; waits for others."""
-    file = space() / f"{name}.lock"
+    within = _open_space()
+    name += _LOCK
     while True:
-        descriptor = os.open(file, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        descriptor = within.open_or_create(name)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
-            if _is(descriptor, file):
+            if _is(descriptor, within, name):
                 yield
-                file.unlink(missing_ok=True)
+                within.remove(name)
                 return
         finally:
             os.close(descriptor)
 
 
-def _is(descriptor: int, file: Path) -> bool:
+def _is(descriptor: int, within: private.Directory, name: str) -> bool:
     try:
-        return os.stat(file).st_ino == os.fstat(descriptor).st_ino
+        return os.path.samestat(within.status(name), os.fstat(descriptor))
     except FileNotFoundError:
         return False
 
 
 def remove_orphans(within: Path) -> int:
-    """Remove the directories of processes that are gone; return how many there were."""
+    """Remove the directories of processes that are gone; return how many there were.
+
+    Raises
+    ------
+    OSError
+        If ``within`` is not this user's own.
+    """
+    return _remove_orphans(private.Directory(within, create=False))
+
+
+def _remove_orphans(within: private.Directory) -> int:
     count = 0
-    for file in within.glob("*.lock"):
+    for file in within.names():
+        name = file.removesuffix(_LOCK)
+        if name == file or not (_NAME.fullmatch(name) or name == "installing"):
+            continue
         try:
-            descriptor = os.open(file, os.O_RDWR | os.O_CLOEXEC)
+            descriptor = within.open(file, os.O_RDWR)
         except OSError:
             continue  # another was faster
         try:
@@ -137,22 +227,22 @@ def remove_orphans(within: Path) -> int:
         except OSError:
             os.close(descriptor)  # its owner lives
             continue
-        remove_tree(file.with_suffix(""))
-        file.unlink(missing_ok=True)
+        if _NAME.fullmatch(name):
+            within.remove_tree(name, _complain)
+        within.remove(file)
         os.close(descriptor)
         count += 1
     if count:
-        logger.info("removed %d scratch directories in %s whose processes are gone", count, within)
+        logger.info("removed %d scratch directories in %s whose processes are gone", count, within.path)
     return count
 
 
 def remove_tree(path: Path) -> None:
-    """Remove a directory and all in it; what cannot be removed is told of in the log."""
-    if path.exists():
-        if sys.version_info >= (3, 12):
-            shutil.rmtree(path, onexc=lambda function, name, error: _complain(name, error))
-        else:
-            shutil.rmtree(path, onerror=lambda function, name, info: _complain(name, info[1]))
+    """Remove a directory that is in one of this user's own, and all in it; what stays is told of in the log."""
+    try:
+        private.Directory(path.parent, create=False).remove_tree(path.name, _complain)
+    except OSError as error:
+        _complain(str(path), error)
 
 
 def _complain(name: str, error: BaseException) -> None:

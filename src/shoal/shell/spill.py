@@ -9,6 +9,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+from shoal import private
 from shoal.messages import Blob
 
 _COUNT = struct.Struct("<Q")
@@ -17,10 +18,15 @@ _COUNT = struct.Struct("<Q")
 class Spilled:
     """A value on disk. Its file is removed when nobody holds this object any more."""
 
-    __slots__ = ("_disk", "nbytes", "path")
+    __slots__ = ("_directory", "_disk", "_name", "nbytes")
 
-    def __init__(self, disk: Disk, path: str, nbytes: int) -> None:
-        self._disk, self.path, self.nbytes = disk, path, nbytes
+    def __init__(self, disk: Disk, directory: private.Directory, name: str, nbytes: int) -> None:
+        self._disk, self._directory, self._name, self.nbytes = disk, directory, name, nbytes
+
+    @property
+    def path(self) -> str:
+        """The name of its file."""
+        return str(self._directory.path / self._name)
 
     def read(self) -> Blob:
         """Return the payload.
@@ -28,9 +34,13 @@ class Spilled:
         Raises
         ------
         OSError
-            If the file cannot be read, naming it.
+            If the file cannot be read, or is not the one that was written, naming it.
         """
-        with open(self.path, "rb", buffering=0) as file:
+        try:
+            descriptor = self._directory.open(self._name)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, self.path) from error
+        with os.fdopen(descriptor, "rb", buffering=0) as file:
             content = memoryview(bytearray(self.nbytes))
             at = 0
             while at < self.nbytes:
@@ -49,7 +59,7 @@ class Spilled:
 
     def __del__(self) -> None:
         try:
-            os.unlink(self.path)
+            self._directory.remove(self._name)
         except OSError:
             pass  # the directory went first
         self._disk.freed(self.nbytes)
@@ -68,6 +78,8 @@ class Disk:
 
     def __init__(self, directory: Path, most: int = 0) -> None:
         self.directory, self.most = directory, most
+        #: What was opened: files are written to and read from it, whatever its name comes to mean.
+        self._opened: private.Directory | None = None
         #: Bytes of all files.
         self.used = 0
         #: Values written and bytes of them, ever.
@@ -90,26 +102,38 @@ class Disk:
         frames = payload.frames if isinstance(payload, Blob) else [payload]
         lengths = _lengths(payload)
         head = _COUNT.pack(len(lengths)) + struct.pack(f"<{len(lengths)}Q", *lengths)
-        self.directory.mkdir(mode=0o700, exist_ok=True)
-        path = str(self.directory / str(next(self._numbers)))
+        name = str(next(self._numbers))
         try:
-            with open(path, "xb", buffering=0) as file:
-                for part in (head, *frames):
-                    rest = memoryview(part).cast("B")
-                    while rest:
-                        rest = rest[file.write(rest) :]
-        except OSError as error:
+            directory, descriptor = self._create(name)
             try:
-                os.unlink(path)
+                for part in (head, *frames):
+                    private.overwrite(descriptor, part)
             except OSError:
-                pass  # it was not there yet
-            raise OSError(error.errno, error.strerror, path) from error
+                directory.remove(name)
+                raise
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self.directory / name)) from error
         nbytes = len(head) + sum(lengths)
         with self._lock:
             self.used += nbytes
             self.written += 1
             self.written_bytes += nbytes
-        return Spilled(self, path, nbytes)
+        return Spilled(self, directory, name, nbytes)
+
+    def _create(self, name: str) -> tuple[private.Directory, int]:
+        """A new file, in the directory that is open, or in a new one if somebody removed that."""
+        with self._lock:
+            directory = self._opened
+            if directory is None:
+                directory = self._opened = private.Directory(self.directory)
+        try:
+            return directory, directory.create(name)
+        except FileNotFoundError:
+            with self._lock:
+                directory = self._opened = private.Directory(self.directory)
+            return directory, directory.create(name)
 
     def freed(self, nbytes: int) -> None:
         """A file is gone."""

@@ -5,10 +5,12 @@ from __future__ import annotations
 import importlib
 import io
 import os
+import shutil
 import sys
 import zipfile
 from pathlib import Path
 
+from shoal import private
 from shoal.errors import UsageError
 
 
@@ -25,9 +27,7 @@ def store_file(directory: Path, filename: str, data: bytes, load: bool = True) -
     if filename != os.path.basename(filename) or filename in ("", ".", ".."):
         raise UsageError(f"the name of an uploaded file must be no path, got {filename!r}")
     path = directory / filename
-    draft = directory / f".{filename}.draft"
-    draft.write_bytes(data)
-    os.replace(draft, path)
+    private.write(path, data)
     if load and path.suffix in (".py", ".egg", ".zip"):
         try:
             _import(path)
@@ -43,7 +43,7 @@ def _import(path: Path) -> None:
         names = [path.stem]
         cached = path.parent / "__pycache__"
         for stale in cached.glob(f"{path.stem}.*.pyc") if cached.exists() else ():
-            stale.unlink(missing_ok=True)
+            private.remove(stale)
     else:
         _find_in(str(path))
         with zipfile.ZipFile(path) as archive:
@@ -63,6 +63,13 @@ def _find_in(entry: str) -> None:
     sys.path_importer_cache.pop(entry, None)
 
 
+def _extract(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, path: Path) -> None:
+    private.make_directories(path if entry.is_dir() else path.parent)
+    if not entry.is_dir():
+        with archive.open(entry) as source, private.replacing(path) as target:
+            shutil.copyfileobj(source, target)
+
+
 def unpack(directory: Path, data: bytes, update_path: bool) -> None:
     """Unpack an archive into ``directory``; what is at its top is put where modules are found, if that is wanted.
 
@@ -76,7 +83,8 @@ def unpack(directory: Path, data: bytes, update_path: bool) -> None:
         for name in archive.namelist():
             if not (root / name).resolve().is_relative_to(root):
                 raise UsageError(f"{name!r} in the archive leads out of the directory")
-        archive.extractall(root)
+        for entry in archive.infolist():
+            _extract(archive, entry, root / entry.filename)
         if update_path:
             for top in {name.split("/")[0] for name in archive.namelist()}:
                 _find_in(str(root / top))
