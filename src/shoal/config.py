@@ -185,6 +185,25 @@ def resume_timeout() -> float:
     return seconds(get("shoal.comm.resume-timeout", 60.0), "shoal.comm.resume-timeout") or 0.0
 
 
+#: The least of ``shoal.comm.link-bytes``: what may be unacknowledged on a link on which nothing is wrong, four times.
+_LEAST_LINK_BYTES = 4 << 20
+
+
+def link_bytes() -> int:
+    """Bytes that may be owed to a peer before its link counts as full.
+
+    Raises
+    ------
+    ConfigurationError
+        If it is too little for a link on which nothing is wrong.
+    """
+    name = "shoal.comm.link-bytes"
+    found = nbytes(get(name, "8 MiB"), name)
+    if found < _LEAST_LINK_BYTES:
+        raise ConfigurationError(f"{name} must be {_LEAST_LINK_BYTES} (4 MiB) or more, got {found}")
+    return found
+
+
 def nbytes(value: Any, name: str) -> int:
     """Return a size given as a number or as text (``"4 GiB"``), in bytes.
 

@@ -26,6 +26,19 @@ class LinkLost(Event):
     reason: str
 
 
+class LinkFull(Event):
+    """A peer does not read what is said to it: so many bytes are owed, and nothing is to be said that can wait."""
+
+    peer: str
+    owed: int
+
+
+class LinkDrained(Event):
+    """There is room again on the link to a peer."""
+
+    peer: str
+
+
 class Received(Event):
     """Messages of one peer, in the order in which they were sent."""
 

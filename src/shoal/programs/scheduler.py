@@ -14,7 +14,18 @@ from uuid import uuid4
 
 from shoal import config
 from shoal.core.effects import Answered, CallUser, CloseLink, Effect, InstallPlugin, Log, Notify, Send, Stop
-from shoal.core.events import Asked, CallDone, Due, LinkLost, LinkOpened, PluginOffered, PluginsChanged, Received
+from shoal.core.events import (
+    Asked,
+    CallDone,
+    Due,
+    LinkDrained,
+    LinkFull,
+    LinkLost,
+    LinkOpened,
+    PluginOffered,
+    PluginsChanged,
+    Received,
+)
 from shoal.core.scheduler import scaling
 from shoal.core.scheduler.reactor import SchedulerCore
 from shoal.core.scheduler.roster import WorkerRecord
@@ -178,7 +189,12 @@ class SchedulerProgram:
             on_cut=self._on_cut,
             find=self._find,
             grace=self._grace,
+            on_room=self._on_room,
         )
+
+    def _on_room(self, link: Link, full: bool) -> None:
+        if self.links.get(link.peer_id) is link:
+            self.driver.push(LinkFull(link.peer_id, link.owed) if full else LinkDrained(link.peer_id))
 
     def _find(self, role: str, id: str, token: bytes) -> Link | None:
         """The link of a peer that comes back."""

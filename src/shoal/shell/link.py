@@ -12,11 +12,13 @@ import secrets
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+from shoal import config
 from shoal.core.channel import Channel
 from shoal.core.framing import COUNT_LIMIT, Codec, Frame, FrameReader, SealError, pack_frame, seal_frame
 from shoal.core.session import NONCE_BYTES, Session
 from shoal.errors import HandshakeError, LinkClosedError, LinkError
 from shoal.shell.areas import AREAS
+from shoal.shell.backlog import Backlog, end_unless_taken
 from shoal.shell.carriers import carrier_of
 
 logger = logging.getLogger("shoal.link")
@@ -62,6 +64,8 @@ class Link(asyncio.BufferedProtocol):
         The link of a peer (role, id, token) that is open or cut.
     grace
         Seconds.
+    on_room
+        Called with the link and whether it is full (see ``backlog.py``), when that changes.
     """
 
     def __init__(
@@ -76,6 +80,7 @@ class Link(asyncio.BufferedProtocol):
         redial: Callable[[Link], Coroutine[Any, Any, Link]] | None = None,
         find: Callable[[str, str, bytes], Link | None] | None = None,
         grace: float = 0.0,
+        on_room: Callable[[Link, bool], None] | None = None,
     ) -> None:
         self.loop = asyncio.get_running_loop()
         self._identity, self._dialling = identity, dialling
@@ -96,6 +101,8 @@ class Link(asyncio.BufferedProtocol):
         self.address = self.peer_id = self.peer_role = ""
         #: The process at the other end, where its memory may be read from here.
         self.peer_process: int | None = None
+        self._on_room = on_room
+        self.backlog = Backlog(self.loop, config.link_bytes(), self._room_changed)
         self._prepare()
 
     def _prepare(self) -> None:
@@ -142,12 +149,57 @@ class Link(asyncio.BufferedProtocol):
         """Whether the connection broke, and another may follow."""
         return self._cut
 
+    # -------------------------------------------------------------------------------------------- what is owed
+
+    @property
+    def full(self) -> bool:
+        """Whether so much is owed to the peer that nothing should be said that can wait."""
+        return self.backlog.full
+
+    @property
+    def owed(self) -> int:
+        """Bytes that were said, and that the peer has not taken."""
+        written: int = 0 if self._transport is None else self._transport.get_write_buffer_size()
+        return written if self._channel is None else max(written, self._channel.kept_bytes)
+
+    @property
+    def _peer_name(self) -> str:
+        return f"{self.peer_role or 'a stranger'} {self.peer_id or 'at ' + self.address}"
+
+    def _room_changed(self, full: bool) -> None:
+        if self._on_room is not None and self._opened:
+            self._on_room(self, full)
+
+    def pause_writing(self) -> None:
+        if not self._dialling and not self._transport.is_closing():
+            self._transport.pause_reading()
+        if not self.backlog.full:
+            self.backlog.fill(self.owed, self._peer_name)
+
+    def resume_writing(self) -> None:
+        if not self._dialling and not self._transport.is_closing():
+            self._transport.resume_reading()
+        self.backlog.lower(self.owed, self._peer_name)
+
+    def _said(self, pieces: list[Any]) -> None:
+        """Look at what is owed now that ``pieces`` were written."""
+        owed, backlog = self.owed, self.backlog
+        if not backlog.full:
+            if owed > backlog.mark:
+                backlog.fill(owed, self._peer_name)
+        elif backlog.said(sum(map(len, pieces)), owed) and not self._cut:
+            self._reason = f"{owed} bytes are owed to it, and it takes none"
+            logger.warning("gave up %s: %s", self._peer_name, self._reason)
+            self._over = True
+            self._transport.abort()
+
     # -------------------------------------------------------------------------------------------- one connection
 
     def connection_made(self, transport: Any) -> None:
         if self._cut:
             self._prepare()
         self._transport = transport
+        transport.set_write_buffer_limits(self.backlog.mark, self.backlog.mark // 2)
         peer = transport.get_extra_info("peername")
         self.address = f"{peer[0]}:{peer[1]}" if isinstance(peer, tuple) else "local socket"
         if not isinstance(peer, tuple):  # such connections break when the process at the other end is gone
@@ -187,6 +239,8 @@ class Link(asyncio.BufferedProtocol):
         channel = self._channel
         if channel is not None:
             channel.acknowledged(frame.acknowledged)
+            if self.backlog.full:
+                self.backlog.lower(self.owed, self._peer_name)
             if not frame.sequence:
                 self._over = self._over or not len(frame.body)  # its last word, or an acknowledgement
                 return
@@ -254,6 +308,7 @@ class Link(asyncio.BufferedProtocol):
     def _end(self, reason: str) -> None:
         """The link is no more."""
         self._over, self._cut = True, False
+        self.backlog.close()
         for timer in (self._grace_timer, self._redialling):
             if timer is not None and timer is not _current_task():
                 timer.cancel()
@@ -305,6 +360,7 @@ class Link(asyncio.BufferedProtocol):
         logger.info("the connection with %s %s is back; %d frames again", self.peer_role, self.address, len(frames))
         for pieces in frames:
             self._write_pieces(pieces)
+        self.backlog.lower(self.owed, self._peer_name)
 
     # -------------------------------------------------------------------------------------------- saying
 
@@ -333,13 +389,18 @@ class Link(asyncio.BufferedProtocol):
             return
         channel = self._channel
         if channel is None:
-            self._write(body, buffers)
+            pieces = pack_frame(body, buffers)
+            self._write_pieces(pieces)
+            self._said(pieces)
             return
         pieces = pack_frame(body, buffers, *channel.header())
         channel.keep(pieces, sum(map(len, pieces)))
         if not self._cut:
             self._write_pieces(pieces)
-        elif channel.kept_bytes > KEPT_BYTES:
+        self._said(pieces)
+        if not self._cut:
+            return
+        if channel.kept_bytes > KEPT_BYTES:
             self._end(f"{channel.kept_bytes} bytes were said while the connection was cut")
 
     def _write(self, body: bytes, buffers: list[Any]) -> None:
@@ -362,6 +423,7 @@ class Link(asyncio.BufferedProtocol):
                 self._write(b"", [])  # so that it is not taken for a cut
             self._over = True
             self._transport.close()
+            end_unless_taken(self.loop, self._transport)
 
 
 def _current_task() -> asyncio.Task[Any] | None:

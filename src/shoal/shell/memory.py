@@ -81,6 +81,13 @@ class MemoryTransport:
     def is_closing(self) -> bool:
         return self._closing
 
+    def get_write_buffer_size(self) -> int:
+        """Nothing waits here: the other end takes it in the next turn of the loop."""
+        return 0
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        """There is nothing to limit."""
+
     def write(self, data: Any) -> None:
         if not self._closing and self.peer is not None:
             self.peer._arrive(memoryview(data).cast("B"))

@@ -30,12 +30,13 @@ WEIGHTS: Final = {
     "nanny restart": 1, "nanny death": 1, "release": 4, "cancel": 3, "resubmit": 4, "retry": 2,
     "changes of mind": 4, "vanish": 1, "restart": 1, "redefine": 5, "restart of some": 2, "nanny orders": 2,
     "nanny leaves": 1, "broken files": 2, "scatter": 5, "retire": 4, "shrink": 2, "lifetime": 2, "replicate": 2,
-    "rebalance": 1,
+    "rebalance": 1, "full link": 3,
 }  # fmt: skip
 #: What may happen in calm runs.
 CALM: Final = {
     "join": 3, "interruption": 3, "slow worker": 2, "slow link": 2, "stopped worker": 1, "lost heartbeats": 1,
     "pause": 4, "scatter": 5, "retire": 6, "shrink": 4, "lifetime": 3, "replicate": 2, "rebalance": 2,
+    "full link": 2,
 }  # fmt: skip
 
 
@@ -193,6 +194,11 @@ def _retry(world: World, client: ClientNode, rng: Random, some: list[str]) -> bo
     return bool(some)
 
 
+def _fill_link(world: World, client: ClientNode, rng: Random, some: list[str]) -> bool:
+    """A client does not read for a while, and the scheduler sees that too much is owed to it."""
+    return world.fill(client, rng.choice([0.01, 0.3, 1.0, 2.0]), rng.choice([1, 2, 1000]))
+
+
 def _vanish(world: World, client: ClientNode, rng: Random, some: list[str]) -> bool:
     world.vanish(client)
     return True
@@ -242,6 +248,7 @@ _BY_USERS: Final[dict[str, Callable[[World, ClientNode, Random, list[str]], bool
     "cancel": _cancel,
     "retry": _retry,
     "vanish": _vanish,
+    "full link": _fill_link,
     "restart": _restart,
     "restart of some": _restart_some,
     "changes of mind": _change_mind,

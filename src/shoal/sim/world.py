@@ -12,13 +12,24 @@ from time import perf_counter
 from typing import Any
 
 from shoal.core.effects import CloseLink, Fetch, Log, Send
-from shoal.core.events import Command, Due, Event, FetchDone, FetchFailed, LinkLost, LinkOpened, Received
+from shoal.core.events import (
+    Command,
+    Due,
+    Event,
+    FetchDone,
+    FetchFailed,
+    LinkDrained,
+    LinkFull,
+    LinkLost,
+    LinkOpened,
+    Received,
+)
 from shoal.core.scheduler.invariants import check
 from shoal.core.scheduler.reactor import SchedulerCore
 from shoal.core.scheduler.settings import Settings
 from shoal.core.worker.key import Goal
 from shoal.errors import InternalError, InvariantViolation
-from shoal.ids import WorkerId
+from shoal.ids import ClientId, WorkerId
 from shoal.messages import (
     INBOUND,
     OUTBOUND,
@@ -26,10 +37,16 @@ from shoal.messages import (
     Compute,
     Finished,
     GivenBack,
+    KeyErred,
+    KeysCancelled,
+    KeysDone,
     KeysRestarted,
+    KilledTask,
     Leave,
+    Logged,
     Retired,
     StealAnswer,
+    Warned,
     WorkerDied,
     WorkerRegistered,
 )
@@ -44,6 +61,9 @@ from shoal.sim.oracle import Oracle
 
 #: Events after which a run that should have come to rest counts as endless: so many, and so many for each task.
 MOST_STEPS, MOST_STEPS_A_TASK = 200_000, 200
+
+#: What nobody is told whose link is full.
+_CAN_WAIT = (KeyErred, KeysCancelled, KeysDone, KeysRestarted, KilledTask, Logged, Warned)
 
 
 class World:
@@ -94,6 +114,8 @@ class World:
         self.clients: dict[str, ClientNode] = {}
         self._down: dict[str, Wire] = {}
         self.acts = draw_acts(options, skip)
+        #: Clients that do not read what they are told.
+        self.full: set[str] = set()
         #: Whether anybody wanted workers to leave: they may all go.
         self.shrunk = False
         #: How many of those that were drawn have happened, beyond the first submission.
@@ -163,6 +185,8 @@ class World:
         self.scheduler_seconds += perf_counter() - began
         for effect in effects:
             if isinstance(effect, Send):
+                told = effect.to in self.full and isinstance(effect.message, _CAN_WAIT)
+                self.require(not told, f"{effect.to} is told {effect.message}, and does not read")
                 wire = self._down.get(effect.to)
                 if wire is not None:
                     wire.send(effect.message)
@@ -272,6 +296,24 @@ class World:
     def down(self, node: WorkerNode | ClientNode) -> Wire | None:
         """The link from the scheduler to ``node``, if it is whole."""
         return self._down.get(node.name)
+
+    def fill(self, client: ClientNode, seconds: float, slice: int) -> bool:
+        """A client does not read for a while; then it is told what it was owed, so many keys at a time."""
+        known = ClientId(client.name) in self.scheduler.state.clients  # else nothing can be owed to it
+        if client.name in self.full or self.down(client) is None or not known:
+            return False
+        self.scheduler.owing.keys_a_turn = slice
+        self.tell_scheduler(LinkFull(client.name, 1))
+        self.full.add(client.name)
+
+        def drain() -> None:
+            self.full.discard(client.name)
+            owed = self.scheduler.state.clients.get(ClientId(client.name))
+            self.counters["keys whose news waited"] += len(owed.owed.keys) if owed is not None and owed.owed else 0
+            self.tell_scheduler(LinkDrained(client.name))
+
+        self.after(seconds, drain)
+        return True
 
     def _hang_up(self, name: str, reason: str) -> None:
         """The scheduler closes a link: the other end hears of it."""

@@ -187,8 +187,9 @@ class Locks:
             return
         late = now - self._check_at > self._interval
         for lease, held in tuple(self.leases.items()):
-            if late:
-                held.seen = now  # this process itself stood still: nobody could be heard
+            client = self._state.clients.get(held.client)
+            if late or (client is not None and client.owed is not None):
+                held.seen = now  # nobody could be heard: this process stood still, or hears nobody who does not read
             elif now - held.seen > self._lease_timeout:
                 self._expired(held.client, held.names, lease)
                 self.release(lease)

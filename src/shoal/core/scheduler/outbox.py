@@ -30,15 +30,18 @@ class Outbox:
             worker.out_free.clear()
 
     def tell(self, peer: WorkerRecord | ClientRecord, message: Any) -> None:
-        """Put ``message`` in line for ``peer``; it leaves when the turn ends."""
-        if isinstance(peer, ClientRecord) and type(message) in NEWS:
-            message.wish = peer.wish
+        """Put ``message`` in line for ``peer``; it leaves when the turn ends, or waits where the link is full."""
+        if isinstance(peer, ClientRecord):
+            if peer.owed is not None and peer.owed.takes(message):
+                return
+            if type(message) in NEWS:
+                message.wish = peer.wish
         peer.out.append(message)
         self._speakers[peer] = None
 
     def tell_keys(self, client: ClientRecord, kind: type[KeysRestarted], key: str) -> None:
         """As :meth:`tell`, joining a message of the same kind that stands last."""
-        last = client.out[-1] if client.out else None
+        last = client.out[-1] if client.out and client.owed is None else None
         if type(last) is kind and last.wish == client.wish:
             last.keys.append(key)
         else:

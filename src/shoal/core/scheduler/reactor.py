@@ -16,6 +16,8 @@ from shoal.core.events import (
     CallDone,
     Due,
     Event,
+    LinkDrained,
+    LinkFull,
     LinkLost,
     LinkOpened,
     PluginOffered,
@@ -25,6 +27,7 @@ from shoal.core.events import (
 from shoal.core.scheduler import explain, info
 from shoal.core.scheduler.invariants import check
 from shoal.core.scheduler.meeting import Meeting
+from shoal.core.scheduler.owing import Owing
 from shoal.core.scheduler.roster import ClientRecord, FunctionRecord
 from shoal.core.scheduler.settings import Settings
 from shoal.core.scheduler.task import ACTIVE, Task, TaskState
@@ -77,6 +80,7 @@ class SchedulerCore(Meeting):
 
     def __init__(self, id: str, settings: Settings | None = None) -> None:
         super().__init__(id, settings)
+        self.owing = Owing(self.state.clients, self.state.tasks, self.state.tell, self.state.bad_news)
         self.started = 0.0
         #: Since when there has been no work, at which count of transitions, when that is looked at next; why it closes.
         self._idle_since, self._idle_seen = 0.0, -1
@@ -107,6 +111,10 @@ class SchedulerCore(Meeting):
                 self._on_plugins_changed(event.hooks)
             elif type(event) is Asked:
                 self._on_asked(event.message)
+            elif type(event) is LinkFull:
+                self.owing.full(event.peer, event.owed, now)
+            elif type(event) is LinkDrained:
+                self.owing.drained(event.peer)
             elif type(event) is not Due:
                 raise TypeError(f"not an event of the scheduler's: {event!r}")
         self._check_ttl(now)
@@ -118,6 +126,7 @@ class SchedulerCore(Meeting):
         self._step_copies(now)
         self._step_meetings(now)
         state.settle()
+        self.owing.step()
         self.balancer.step(now)
         if state.watched:
             effects.append(Notify("transition", tuple(state.watched)))
@@ -137,6 +146,9 @@ class SchedulerCore(Meeting):
         due += [
             at for at in (self._copies_due(self.state.now), self._idle_check, self._meetings_due()) if at is not None
         ]
+        telling = self.owing.due(self.state.now)
+        if telling is not None:
+            due.append(telling)
         return min(due, default=None)
 
     def _check_idle(self, now: float) -> None:
@@ -223,6 +235,8 @@ class SchedulerCore(Meeting):
                 self._on_fire_and_forget(message)
             case Unwant():
                 for key in message.keys:
+                    if client.owed is not None:
+                        client.owed.keys.pop(key, None)
                     if (task := state.tasks.get(key)) is not None:
                         state.unwant(client, task)
             case Want():
@@ -356,6 +370,7 @@ class SchedulerCore(Meeting):
             state.unwant(client, task)
         state.drop_functions(client, list(client.functions))
         client.out.clear()
+        self.owing.lost(client.id)
         self.calls.client_lost(client.id)
         self.topics.client_lost(client.id)
         self._meeting_lost(client.id)

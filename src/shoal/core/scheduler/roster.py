@@ -17,6 +17,7 @@ from shoal.ids import ClientId, SlotId, WorkerId
 
 if TYPE_CHECKING:
     from shoal.core.scheduler.copying import Move
+    from shoal.core.scheduler.owing import Owed
 
 
 class WorkerState(IntEnum):
@@ -187,7 +188,7 @@ class WorkerRecord:
 class ClientRecord:
     """One client."""
 
-    __slots__ = ("functions", "generation", "id", "name", "out", "remote", "submitted", "wants", "wish")
+    __slots__ = ("functions", "generation", "id", "name", "out", "owed", "remote", "submitted", "wants", "wish")
 
     def __init__(self, id: ClientId, name: str = "", remote: bool = True) -> None:
         self.id = id
@@ -202,6 +203,8 @@ class ClientRecord:
         #: When it submitted something last, and the generation that those tasks are of.
         self.submitted, self.generation = 0.0, 0
         self.out: list[Any] = []
+        #: What it is not told, as it does not read; None while it does.
+        self.owed: Owed | None = None
 
     def __repr__(self) -> str:
         return f"<Client {self.id} wants={len(self.wants)}>"

@@ -295,6 +295,9 @@ class SchedulerState(Assignment):
         if task.who_wants:
             for client in task.who_wants:
                 done = Done(task.key, task.nbytes, task.type, value, task.peak)
+                if client.owed is not None:
+                    client.owed.keys[task.key] = None
+                    continue
                 last = client.out[-1] if client.out else None
                 if type(last) is KeysDone and last.wish == client.wish:
                     last.items.append(done)
@@ -316,6 +319,8 @@ class SchedulerState(Assignment):
             task.who_wants = {}
         task.who_wants[client] = None
         client.wants[task] = None
+        if client.owed is not None:
+            client.owed.wished(task.key)
         if task.lost:
             self.unwant(client, task)
             self.tell(client, KeysCancelled([task.key], f"scattered data {task.key!r} is lost", True))
