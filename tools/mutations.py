@@ -28,6 +28,7 @@ ASSIGNMENT = "core/scheduler/assignment.py"
 WORKER, CLIENT = "core/worker/reactor.py", "core/client/reactor.py"
 COPIES, FLEET, SLOTS = "core/worker/copies.py", "core/scheduler/fleet.py", "core/worker/slots.py"
 CHANNEL, NANNY = "core/channel.py", "core/nanny/reactor.py"
+OWING = "core/scheduler/owing.py"
 BOXES, LOCKS = "core/scheduler/boxes.py", "core/scheduler/locks.py"
 RETIREMENT, COPYING = "core/scheduler/retirement.py", "core/scheduler/copying.py"
 
@@ -37,6 +38,12 @@ MUTATIONS: list[tuple[str, str, str, str]] = [
      "                if dependent.n_waiting == 0:\n                    self._ready.append(dependent)\n            elif",
      "                if dependent.n_waiting == 0:\n                    pass\n            elif"),
     ("clients do not hear of results", STATE, "        if task.who_wants:\n            for client", "        if False:\n            for client"),
+    ("a client whose link is full is told of results", "core/scheduler/outbox.py", "            if peer.owed is not None and peer.owed.takes(message):\n                return\n", ""),
+    ("a client that reads again does not hear of what was cancelled", OWING, "            if cancelled is not None:\n", "            if False:\n"),
+    ("a cancellation that waits hits a new wish", STATE, "            client.owed.wished(task.key)\n", "            pass\n"),
+    ("a client that reads again does not hear of what is computed again", OWING, "                again.append(key)\n", "                pass\n"),
+    ("only the first slice of what a client is owed is told", OWING, "            if owed.keys or owed.events:\n", "            if False:\n"),
+    ("a client that reads again is never told", OWING, "            self._telling[client.id] = None\n", "            pass\n"),
     ("tasks of a dead worker stay with it", STATE, "            if task.worker is worker:\n                self.give_back", "            if False:\n                self.give_back"),
     ("results of a dead worker are still counted on", STATE, "        for task in tuple(worker.has_what):\n            self.lose_replica(task, worker)", "        pass"),
     ("copies of released tasks are not freed", STATE, "                self.free(worker, task.key)\n                self._forget_replica", "                self._forget_replica"),

@@ -14,8 +14,11 @@ _NAMED = 3
 _DEEP = 5
 
 
-def why(state: Tables, key: str, now: float) -> str:
-    """Say how a task stands, what it waits for, where, and since when."""
+def why(state: Tables, key: str, now: float, full: dict[str, tuple[float, int]] | None = None) -> str:
+    """Say how a task stands, what it waits for, where, and since when.
+
+    ``full`` are peers that do not read what they are told, with the time since when and the bytes that were owed then.
+    """
     task = state.tasks.get(key)
     if task is None:
         return f"{key!r} is not known here: it was never submitted, or everybody let go of it."
@@ -25,7 +28,20 @@ def why(state: Tables, key: str, now: float) -> str:
         if task.state is not TaskState.WAITING:
             break
         task = min((dep for dep in task.deps if dep.state is not TaskState.MEMORY), key=_progress)
-    return " ".join(lines)
+    return " ".join([*lines, *_deaf(task, now, full or {})])
+
+
+def _deaf(task: Task, now: float, full: dict[str, tuple[float, int]]) -> list[str]:
+    """Who is concerned with ``task`` and does not read what it is told."""
+    concerned = [(str(client.id), f"client {client.id}") for client in task.who_wants or ()]
+    if task.worker is not None:
+        concerned.append((task.worker.id, f"worker {task.worker.name}"))
+    return [
+        f"The link of {name} has been full for {now - full[peer][0]:.1f} s: it does not read, {full[peer][1]} bytes "
+        "and more are owed to it."
+        for peer, name in concerned
+        if peer in full
+    ]
 
 
 def _progress(task: Task) -> tuple[bool, str]:

@@ -61,6 +61,7 @@ def identity(core: SchedulerCore, n_workers: int = -1) -> dict[str, Any]:
         "total_memory": sum(w.memory_limit for w in core.state.workers.values()),
         "workers": {w.address: worker_identity(core, w) for w in workers},
         "deaths": dict(core.deaths),
+        "full_links": core.owing.told(core.state.now),
         "nannies": {nanny.name: nanny_identity(core, nanny) for nanny in core.state.nannies.values()},
     }
 
@@ -224,7 +225,7 @@ def story(core: SchedulerCore, keys: list[str]) -> list[list[Any]]:
 
 def why(core: SchedulerCore, key: str) -> str:
     """How a task stands, in words."""
-    return explain.why(core.state, key, core.state.now)
+    return explain.why(core.state, key, core.state.now, core.owing.peers)
 
 
 QUESTIONS: Final[dict[str, Callable[..., Any]]] = {

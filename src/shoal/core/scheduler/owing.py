@@ -106,12 +106,15 @@ class Owing:
         bad_news: Callable[[Task], Any],
     ) -> None:
         self._clients, self._tasks, self._tell, self._bad_news = clients, tasks, tell, bad_news
+        #: Peers of all kinds that do not read: since when, and how much was owed to them then.
+        self.peers: dict[str, tuple[float, int]] = {}
         #: Those that are told what they were owed, a slice in each turn.
         self._telling: dict[ClientId, None] = {}
         self.keys_a_turn = KEYS_A_TURN
 
     def full(self, peer: str, owed: int, now: float) -> None:
-        """A client does not read."""
+        """A peer does not read."""
+        self.peers[peer] = (now, owed)
         client = self._clients.get(ClientId(peer))
         if client is None:
             return
@@ -122,15 +125,21 @@ class Owing:
             client.owed.room, client.owed.since, client.owed.nbytes = False, now, owed
 
     def drained(self, peer: str) -> None:
-        """A client reads again."""
+        """A peer reads again."""
+        self.peers.pop(peer, None)
         client = self._clients.get(ClientId(peer))
         if client is not None and client.owed is not None:
             client.owed.room = True
             self._telling[client.id] = None
 
-    def lost(self, client: ClientId) -> None:
-        """A client is gone."""
-        self._telling.pop(client, None)
+    def lost(self, peer: str) -> None:
+        """A peer is gone."""
+        self.peers.pop(peer, None)
+        self._telling.pop(ClientId(peer), None)
+
+    def told(self, now: float) -> dict[str, dict[str, float]]:
+        """For each peer that does not read: for how many seconds, and how many bytes were owed when that began."""
+        return {peer: {"seconds": now - since, "owed": owed} for peer, (since, owed) in self.peers.items()}
 
     def due(self, now: float) -> float | None:
         """When the next slice is told."""

@@ -198,6 +198,7 @@ class SchedulerCore(Meeting):
 
     def _on_link_lost(self, event: LinkLost) -> None:
         self._roles.pop(event.peer, None)
+        self.owing.lost(event.peer)
         self.state.stimulus = f"lost:{event.peer}"
         if event.role == "worker":
             self.retired.pop(WorkerId(event.peer), None)
