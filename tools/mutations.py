@@ -24,7 +24,7 @@ SOURCE = Path(__file__).parents[1] / "src"
 TESTS = Path(__file__).parents[1] / "tests"
 BY_HAND = [TESTS / "scenarios", TESTS / "machines", TESTS / "unit" / "test_nanny_core.py"]
 STATE, SCHEDULER = "core/scheduler/state.py", "core/scheduler/reactor.py"
-ASSIGNMENT = "core/scheduler/assignment.py"
+ASSIGNMENT, SCARCE = "core/scheduler/assignment.py", "core/scheduler/scarce.py"
 WORKER, CLIENT = "core/worker/reactor.py", "core/client/reactor.py"
 COPIES, FLEET, SLOTS = "core/worker/copies.py", "core/scheduler/fleet.py", "core/worker/slots.py"
 CHANNEL, NANNY = "core/channel.py", "core/nanny/reactor.py"
@@ -83,7 +83,21 @@ MUTATIONS: list[tuple[str, str, str, str]] = [
     ("a worker that takes tasks again is not told to those who waited for it", STATE, "        self._ready += self.stranded.candidates(worker)\n", ""),
     ("queued tasks wait for workers that take none", STATE, "            for task in self.queue.tasks():\n                self._strand(task)\n", "            pass\n"),
     ("a thread that is free is counted for ever", WORKER, "        if record.released:\n            assert", "        if False:\n            assert"),
-    ("tasks that wait for a resource take the room of those that would free it", "core/scheduler/queues.py", "worker.n_runnable - worker.n_needy", "worker.n_runnable"),
+    ("what others hold is counted as free", SCARCE, "            if worker.in_use.get(name, 0) + units >", "            if units >"),
+    ("threads of a pool that others are in are counted as free", SCARCE, "worker.pools_in_use.get(self.executor, 0) <", "0 <"),
+    ("tasks with resources wait for a thread on a worker", SCARCE, "        return worker.n_needy < worker.nthreads", "        return True"),
+    ("resources that come free are not told to those in line", SCARCE, "                    if shape.queue.size:\n                        self.changed[shape] = None\n", ""),
+    ("a worker that comes is not told to those in line", SCARCE, "                shape.enter(worker)\n                self.changed[shape] = None\n", "                shape.enter(worker)\n"),
+    ("those in line wait for a worker that is gone", STATE, "        for task in self.scarce.leave(worker):\n            self._strand(task)\n", "        self.scarce.leave(worker)\n"),
+    ("only the first in line is served", ASSIGNMENT, "                if following is not None:\n", "                if False:\n"),
+    ("tasks in line overtake those of a higher priority", ASSIGNMENT, "first.priority[0] < task.priority[0]", "False"),
+    ("what was taken back holds no resources", ASSIGNMENT, "if task.shape is not None and (may_run or task.shape.needs):", "if False:"),
+    ("what was taken back after it left the pool holds no resources", ASSIGNMENT, "(may_run or task.shape.needs)", "may_run"),
+    ("resources of what was taken back are not given back", ASSIGNMENT, "        if claim is not None:\n            Claims.give(worker, *claim)\n", ""),
+    ("what leaves the pool gives its resources back", ASSIGNMENT, "            worker.claims[attempt] = (shape, False)\n", "            pass\n"),
+    ("a worker says that resources are free when a task leaves the pool", WORKER, "        if record.owed and self.slots.holds(key):", "        if False:"),
+    ("a thief gets a task for which it has nothing free", ASSIGNMENT, "(shape is None or shape.fits(thief))", "True"),
+    ("a worker runs what has resources before what is urgent", SLOTS, "urgent.priority[0] < record.priority[0]", "False"),
     ("a running value of another definition counts", WORKER, "        if record.edition != record.wanted:\n            if outcome", "        if False:\n            if outcome"),
     ("a silent worker is kept", FLEET, "            if silent > ttl:", "            if False:"),
     ("whoever is blamed need not have run", FLEET, "            running = [task.key for task in assigned[: worker.nthreads]]", "            running = [*state.tasks]"),

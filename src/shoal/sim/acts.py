@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 from shoal.core.events import Command, LinkLost, ValuesLost
 from shoal.core.worker.replica import ReplicaState
 from shoal.messages import Options as TaskOptions
+from shoal.sim.fates import SHAPES
 from shoal.sim.leaving import LEAVING
 from shoal.sim.options import Options
 from shoal.sim.workload import graph
@@ -112,7 +113,7 @@ def submit(world: World, client: ClientNode, rng: Random, some: list[str]) -> bo
         expected[key] = world.fates.value(key, [oracle.expected[dep] for dep in held])
         wants.append(key)
     oracle.expects(tasks, expected)
-    needs = {"R": 1.0} if options.resources and rng.random() < 0.5 else None
+    needs = dict(rng.choice(SHAPES)) if options.resources and rng.random() < 0.6 else None
     hosts, others = None, False
     if options.restricted and rng.random() < 0.5:
         hosts, others = [rng.choice(HOSTS)], rng.random() < 0.3

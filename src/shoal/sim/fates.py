@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from random import Random
+from typing import Final
 
 from shoal.messages import Options as TaskOptions
 from shoal.sim.options import Options
@@ -12,6 +13,24 @@ from shoal.sim.workload import value_of
 #: Depth to which tasks launch tasks that launch tasks.
 _DEEPEST = 3
 _KID = ".kid"
+#: What workers have, where there are resources, and what submissions ask for; the first has enough for all of them.
+OFFERS: Final[tuple[dict[str, float], ...]] = (
+    {"R": 2.0, "G": 1.0},
+    {"R": 1.0},
+    {"R": 1.0, "G": 0.3},
+    {"G": 1.0},
+    {"R": 0.5},
+    {},
+)
+SHAPES: Final[tuple[dict[str, float], ...]] = (
+    {"R": 1.0},
+    {"R": 1.0},
+    {"R": 0.1},
+    {"G": 0.1},
+    {"R": 0.5, "G": 0.2},
+    {"R": 2.0},
+    {"G": 0.0},
+)
 
 
 class Fates:
@@ -30,6 +49,12 @@ class Fates:
         """Seconds that a task runs."""
         low, high = self._options.duration
         return low + (high - low) * self._draw("duration", key)
+
+    def resources(self, worker: str, enough: bool) -> dict[str, float] | None:
+        """What a worker has: enough for every task, or less."""
+        if not self._options.resources:
+            return None
+        return dict(OFFERS[0] if enough else OFFERS[int(len(OFFERS) * self._draw("offer", worker))])
 
     def fails(self, key: str) -> bool:
         """Whether a task may fail for good."""

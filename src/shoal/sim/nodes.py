@@ -43,7 +43,7 @@ class WorkerNode:
     def __init__(self, world: World, name: str, nthreads: int, host: str, nanny: NannyNode | None = None) -> None:
         self.world, self.name, self.nthreads, self.host, self.nanny = world, name, nthreads, host, nanny
         self.incarnation = nanny.core.incarnation if nanny is not None else 0
-        self.resources = {"R": 1.0} if world.options.resources else None
+        self.resources = world.fates.resources(name, world.peaceful)
         self.executors = {"io": 1} if world.options.executors else None
         self.core = WorkerCore(name, nthreads, self.resources, validate=world.validate, executors=self.executors)
         self.values: dict[str, bytes] = {}
@@ -62,6 +62,8 @@ class WorkerNode:
         self._queues: dict[str, deque[Run]] = {pool: deque() for pool in ("", *(self.executors or ()))}
         self._free = {"": nthreads, **(self.executors or {})}
         self._cancelled: set[str] = set()
+        #: What its threads hold of its resources, by key.
+        self.holds: dict[str, dict[str, float]] = {}
         self._inside: dict[str, Run] = {}
         #: Executions whose process was ended: what they would have done later is void.
         self._ended: list[Run] = []
@@ -101,6 +103,8 @@ class WorkerNode:
             return
         for effect in self.core.handle(events, self.world.now):
             self._perform(effect)
+        if self.resources is not None and self.world.validate:
+            self.world.oracle.waits_for_nothing(self)
         if any(isinstance(said, Retired) for event in events if isinstance(event, Received) for said in event.messages):
             self.world.require(not self.values, f"{self.name} holds on to {list(self.values)}, and was let go of")
         self.world.wake_at(self.core.deadline(), self)
@@ -133,12 +137,15 @@ class WorkerNode:
                 assert self.up is not None
                 self.up.send(effect.message)
             case Run():
+                spec = self.core.keys[effect.key].spec
+                self.holds[effect.key] = dict((spec.resources if spec is not None else None) or {})
                 self.world.oracle.starts(self, effect.key)
                 slots = self.core.slots
                 right = slots.pool_of(effect.key) is slots.pools[effect.executor]
                 self.world.require(right, f"{effect.key} does not take a thread of the pool that runs it")
                 missing = set(effect.deps) - set(self.values)
                 if missing and missing <= self.broken:  # the thread finds out
+                    del self.holds[effect.key]
                     again = Outcomes([Outcome(effect.key, "reschedule")])
                     self.world.after(0.0, lambda: self.tell(again))
                     return
@@ -169,6 +176,7 @@ class WorkerNode:
             if run.key in self._cancelled:
                 self._cancelled.discard(run.key)
                 self._inputs.pop(run.key)
+                self.holds.pop(run.key)
                 self.world.after(0.0, lambda run=run: self.tell(Outcomes([Outcome(run.key, "skipped")])))  # type: ignore[misc]
                 continue
             self._free[pool] -= 1
@@ -250,6 +258,7 @@ class WorkerNode:
         else:
             self._free[run.executor] += 1
         self._inside.pop(run.key, None)
+        self.holds.pop(run.key)
         self._cancelled.discard(run.key)
         inputs = self._inputs.pop(run.key)
         now = self.world.now

@@ -33,7 +33,7 @@ class Options:
     seceding: float
     broken: float
     retries: int
-    #: Whether some submissions need the one unit of a resource that each worker has.
+    #: Whether workers have resources, each others, and some submissions need some of them.
     resources: bool
     #: Tasks sent ahead for each thread.
     saturation: float

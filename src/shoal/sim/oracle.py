@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from shoal.core.client.future import FutureRecord, FutureStatus
 from shoal.core.scheduler.task import TaskState
+from shoal.core.worker.attempt import AttemptState
 from shoal.ids import WorkerId
 from shoal.messages import KeyErred, KilledTask
 
@@ -63,12 +64,27 @@ class Oracle:
         world.require(not worker.core.leaving, f"{worker.name} begins {key}, and is to go")
         allowed = world.fates.may_run(key, worker.host, worker.resources or {})
         world.require(allowed, f"{key} runs on {worker.name} at {worker.host}, where it may not")
+        for name, amount in (worker.resources or {}).items():
+            held = sum(holds.get(name, 0.0) for holds in worker.holds.values())
+            world.require(held <= amount + 1e-6, f"{worker.holds} take {held} {name} of {amount} on {worker.name}")
         task = world.scheduler.state.tasks.get(key)
         if task is not None and task.state is TaskState.MEMORY:
             world.count("needless executions")
             world.require(
                 bool(world.acts_done), f"{key} is computed again, and nothing happened that could call for it"
             )
+
+    def waits_for_nothing(self, worker: WorkerNode) -> None:
+        """What a worker was given has its resources there: it never waits for what another task holds."""
+        for record in worker.core.keys.values():
+            if record.attempt is AttemptState.CONSTRAINED and record.spec is not None:
+                short = [
+                    name
+                    for name, need in (record.spec.resources or {}).items()
+                    if sum(holds.get(name, 0.0) for holds in worker.holds.values()) + need
+                    > (worker.resources or {}).get(name, 0.0) + 1e-6
+                ]
+                self.world.require(not short, f"{record.key} waits on {worker.name} for {short}, which others hold")
 
     def retires(self, name: str) -> None:
         """The scheduler lets go of a worker: what it holds is elsewhere, unless it was forced."""

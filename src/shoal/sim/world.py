@@ -118,6 +118,8 @@ class World:
         self.full: set[str] = set()
         #: Whether anybody wanted workers to leave: they may all go.
         self.shrunk = False
+        #: Whether nothing goes wrong any more.
+        self.peaceful = False
         #: How many of those that were drawn have happened, beyond the first submission.
         self.acts_done = 0
 
@@ -446,7 +448,7 @@ class World:
     def _make_peace(self) -> None:
         """From now on nothing goes wrong, and there is a worker on each host."""
         self.note("-- peace")
-        self.beating = False
+        self.beating, self.peaceful = False, True
         ttl = self.scheduler.settings.worker_ttl
         for name, since in self.silent_since.items():
             kept = ttl is not None and self.now > since + 2 * ttl and WorkerId(name) in self.scheduler.state.workers
@@ -465,7 +467,8 @@ class World:
                 nanny.tell(Command("start"))
         for host in HOSTS:
             known = [node for node in self.workers.values() if WorkerId(node.name) in self.scheduler.state.workers]
-            if self.shrunk or not any(node.host == host for node in (self.nannies.values() or known)):
+            there = any(node.host == host for node in (self.nannies.values() or known))
+            if self.shrunk or self.options.resources or not there:
                 self.join(host)
 
     def run(self) -> None:

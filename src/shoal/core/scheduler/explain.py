@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from shoal.core.amounts import amount_of
 from shoal.core.scheduler.placement import allowed
+from shoal.core.scheduler.scarce import Shape
 from shoal.core.scheduler.tables import Tables
 from shoal.core.scheduler.task import Task, TaskState
 from shoal.ids import is_digest
@@ -68,6 +70,8 @@ def _one(state: Tables, task: Task, now: float) -> str:
             return f"{task.key!r} failed:{cause} {text}"
         case TaskState.PROCESSING:
             return _processing(task, since)
+        case TaskState.QUEUED if task.shape is not None:
+            return f"{task.key!r} waits, {since}: {_in_line(task, task.shape)}."
         case TaskState.QUEUED:
             before = sum(other < task for other in state.queue.tasks())
             return (
@@ -100,6 +104,34 @@ def _processing(task: Task, since: str) -> str:
     return (
         f"{task.key!r} is with {where}, {since}, which has {worker.n_runnable} tasks for {worker.nthreads} threads"
         f"{lingering}{tries}{asked}."
+    )
+
+
+def _in_line(task: Task, shape: Shape) -> str:
+    """What a task takes, who has that, and whose it is now."""
+    takes = [f"{name}: {amount_of(units):g}" for name, units in shape.needs]
+    takes += [f"a thread of the executor {shape.executor!r}" if shape.executor else "a thread"]
+    told = []
+    for worker in list(shape.able)[:_NAMED]:
+        short = [
+            f"{amount_of(worker.in_use.get(name, 0)):g} of {worker.resources.get(name, 0):g} {name}"
+            for name, units in shape.needs
+            if worker.in_use.get(name, 0) + units > worker.capacity.get(name, 0)
+        ]
+        if shape.executor and worker.pools_in_use.get(shape.executor, 0) >= worker.executors[shape.executor]:
+            short.append(f"all {worker.executors[shape.executor]} threads of {shape.executor!r}")
+        if not shape.executor and worker.n_needy >= worker.nthreads:
+            short.append(f"all {worker.nthreads} threads, by such tasks")
+        holders = [other.key for other in worker.processing if other.shape is not None]
+        if worker.claims:
+            holders.append(f"{len(worker.claims)} that were cancelled and still run")
+        taken = " and ".join(short) or "nothing"
+        told.append(f"on {worker.name} {taken} is taken by {', '.join(map(str, holders[:_NAMED])) or 'nobody'}")
+    more = f", and {len(shape.able) - _NAMED} more workers are as full" if len(shape.able) > _NAMED else ""
+    before = sum(other < task for other in shape.queue.tasks())
+    return (
+        f"it needs {' and '.join(takes)}, which {len(shape.able)} workers have, and none has free ({'; '.join(told)}"
+        f"{more}); {before} of {shape.queue.size} tasks that need the same are before it"
     )
 
 

@@ -182,8 +182,10 @@ class Fleet(ABC):
             case StealAnswer():
                 self.balancer.answered(worker, message)
             case LongRunning():
-                task = self._assigned(worker, message.key, message.attempt)
-                if task is not None:
+                task = state.tasks.get(message.key)
+                if task is None or task.worker is not worker or task.attempt != message.attempt:
+                    state.left_pool(worker, message.attempt)
+                else:
                     state.secede(task)
             case LogEvent():
                 self.topics.log(message.topics, message.msg, message.when)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 
+from shoal.core.scheduler.roster import WorkerRecord
 from shoal.core.scheduler.state import SchedulerState
 from shoal.core.scheduler.task import Task, TaskState
 from shoal.errors import InvariantViolation
@@ -26,7 +27,7 @@ def check(state: SchedulerState) -> None:
     for key, task in state.tasks.items():
         _require(task.key == key, state, task, "is filed under another key")
         _check_task(state, task)
-        queued += task.state is TaskState.QUEUED
+        queued += task.state is TaskState.QUEUED and task.shape is None
         if task.fn:
             functions[task.fn] = functions.get(task.fn, 0) + 1
     if queued != state.queue.size:
@@ -59,9 +60,7 @@ def check(state: SchedulerState) -> None:
         seceded = sum(task.long_running for task in worker.processing)
         if worker.n_long_running != seceded:
             raise InvariantViolation(f"{worker!r} counts {worker.n_long_running} long-running tasks, not {seceded}")
-        needy = sum(task.needy and not task.long_running for task in worker.processing)
-        if worker.n_needy != needy:
-            raise InvariantViolation(f"{worker!r} counts {worker.n_needy} tasks with resources, not {needy}")
+        _check_claims(worker)
         stealing = thieves[worker.id]
         stolen = sum(task.thief is not None for task in worker.processing)
         if (worker.n_stealing, worker.n_stolen) != (stealing, stolen):
@@ -71,9 +70,52 @@ def check(state: SchedulerState) -> None:
         occupancy = sum(task.estimate for task in worker.processing) + sum(worker.lingering.values())
         if worker.nbytes != nbytes or not math.isclose(worker.occupancy, occupancy, abs_tol=1e-6):
             raise InvariantViolation(f"{worker!r}: nbytes should be {nbytes}, occupancy {occupancy}")
+    _check_lines(state)
     for client in state.clients.values():
         for task in client.wants:
             _require(client in (task.who_wants or ()), state, task, f"is wanted by {client.id} on one side only")
+
+
+def _check_claims(worker: WorkerRecord) -> None:
+    """What is in use of a worker is what its tasks take, and not more than it has."""
+    claims = [(t.shape, not t.long_running) for t in worker.processing if t.shape is not None]
+    claims += worker.claims.values()
+    in_use: Counter[str] = Counter()
+    pools: Counter[str] = Counter()
+    needy = 0
+    for shape, in_thread in claims:
+        in_use.update(dict(shape.needs))
+        if in_thread and shape.executor:
+            pools[shape.executor] += 1
+        else:
+            needy += in_thread
+    if +Counter(worker.in_use) != in_use or +Counter(worker.pools_in_use) != pools:
+        raise InvariantViolation(f"{worker!r} counts {worker.in_use}, {worker.pools_in_use}: {in_use}, {pools} in use")
+    if (worker.n_needy, worker.n_pooled) != (needy, sum(pools.values())):
+        raise InvariantViolation(f"{worker!r} counts {worker.n_needy}, {worker.n_pooled}: {needy} needy, {pools}")
+    over = {name: units for name, units in in_use.items() if units > worker.capacity.get(name, 0)}
+    if over or any(count > worker.executors.get(name, 0) for name, count in pools.items()):
+        raise InvariantViolation(f"{worker!r} was given more than it has: {over or pools}")
+
+
+def _check_lines(state: SchedulerState) -> None:
+    """Each task that waits for something scarce is in its line, and the first of each has to wait."""
+    waiting = Counter(t.shape for t in state.tasks.values() if t.state is TaskState.QUEUED and t.shape is not None)
+    for shape in state.scarce:
+        if shape.queue.size != waiting.pop(shape, 0):
+            raise InvariantViolation(f"{shape.queue.size} tasks are counted in the line for {shape.needs}")
+        able = {w for w in state.workers.values() if w.running and shape.allows(w)}
+        if able != shape.able.keys() or not shape.free.keys() <= able:
+            raise InvariantViolation(f"{able} may run what takes {shape.needs}, not {shape.able}")
+        if any(w not in shape.free and shape not in w.shut for w in able):
+            raise InvariantViolation(f"a worker is neither free nor full for what takes {shape.needs}")
+        head = shape.queue.peek()
+        if head is not None:
+            free = [w for w in able if shape.fits(w)]
+            _require(not free, state, head, f"waits, and {free} have all that it takes")
+            _require(bool(able), state, head, "waits in line, and no worker may run it")
+    if waiting:
+        raise InvariantViolation(f"tasks wait in lines that are forgotten: {waiting}")
 
 
 def _check_task(state: SchedulerState, task: Task) -> None:

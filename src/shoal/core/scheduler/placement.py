@@ -1,6 +1,7 @@
 """Where a task goes: a pure choice that reads the state and changes nothing.
 
-A task without inputs goes to the least loaded worker with room. One with inputs goes where it would start soonest:
+A task without inputs of any size goes to the least loaded worker with room. One with inputs goes where it would start
+soonest:
 the wait for a thread there plus the time to bring the inputs that are not there. Only the holders of its inputs and
 the least loaded worker are compared, never all workers. Ties go by bytes held, then by id.
 """
@@ -22,6 +23,8 @@ HOLDERS_COMPARED: Final = 16
 #: Workers that are compared for a restricted task, and kinds of restrictions whose workers are remembered.
 ABLE_COMPARED: Final = 32
 KINDS_REMEMBERED: Final = 1000
+#: Bytes to be brought for a task that may run anywhere, at most.
+ROOTISH_BYTES: Final = 50_000
 #: Seconds that one transfer takes before its first byte.
 TRANSFER_LATENCY: Final = 0.001
 
@@ -47,9 +50,26 @@ def allowed(task: Task, worker: WorkerRecord) -> bool:
 
 
 def is_rootish(state: Tables, task: Task) -> bool:
-    """Whether it matters little where ``task`` runs: it has no inputs, or a few that very many others share."""
+    """Whether it matters little where ``task`` runs: it has no inputs, or only such as cost next to nothing to bring.
+
+    Those are a few that very many tasks share, if what it takes to bring them to all workers is little for each of
+    those tasks. What splits a large value into many parts is not among them: it stays with the value.
+    """
+    if not task.deps:
+        return True
+    if len(task.deps) > 4:
+        return False
     many = 2 * state.total_nthreads + 4
-    return len(task.deps) <= 4 and all(len(dep.dependents or ()) > many for dep in task.deps)
+    size = 0.0
+    for dep in task.deps:
+        sharing = len(dep.dependents or ())
+        if sharing <= many:
+            return False
+        if 2 * sharing < task.group.known:
+            size += dep.nbytes  # one of many that such tasks have: each is brought for some of them only
+        else:
+            size += dep.nbytes * max(0, len(state.workers) - len(dep.who_has or ())) / sharing
+    return size <= ROOTISH_BYTES
 
 
 def ahead(state: Tables, task: Task) -> WorkerRecord | None:
@@ -81,7 +101,7 @@ def ahead(state: Tables, task: Task) -> WorkerRecord | None:
 def choose(state: Tables, task: Task) -> WorkerRecord | None:
     """Return the worker for a task with inputs or restrictions, or None where none may run it."""
     if is_restricted(task):
-        return _soonest(state, task, _some_allowed(state, task))
+        return soonest(state, task, _some_allowed(state, task))
     found: dict[WorkerRecord, None] = {}
     for dep in task.deps:
         for worker in islice(dep.who_has or (), HOLDERS_COMPARED):
@@ -92,7 +112,7 @@ def choose(state: Tables, task: Task) -> WorkerRecord | None:
         found[least] = None
     if not found:
         found = dict.fromkeys(w for w in state.workers.values() if w.running)
-    return _soonest(state, task, found)
+    return soonest(state, task, found)
 
 
 def _some_allowed(state: Tables, task: Task) -> Iterable[WorkerRecord]:
@@ -130,7 +150,8 @@ def restrictions(task: Task) -> Any:
     return workers, tuple((options.resources or {}).items()), options.allow_other_workers, options.executor
 
 
-def _soonest(state: Tables, task: Task, candidates: Iterable[WorkerRecord]) -> WorkerRecord | None:
+def soonest(state: Tables, task: Task, candidates: Iterable[WorkerRecord]) -> WorkerRecord | None:
+    """The one of some workers where ``task`` would start soonest."""
     best: WorkerRecord | None = None
     best_cost: tuple[float, int, str] = (0.0, 0, "")
     for worker in candidates:

@@ -53,8 +53,9 @@ class TaskQueue:
 class OpenWorkers:
     """Running workers that may be given more tasks, the least loaded first.
 
-    A worker has room while it has fewer tasks than ``worker-saturation`` asks for, or less work than ``backlog``
-    seconds: short tasks are sent ahead in bulk, long ones wait on the scheduler for whoever is free first.
+    A worker has room while it has fewer tasks than ``worker-saturation`` asks for, or would have no more work than
+    ``backlog`` seconds with what it is given: short tasks are sent ahead in bulk, long ones wait on the scheduler for
+    whoever is free first.
     """
 
     __slots__ = ("_heap", "backlog")
@@ -63,11 +64,11 @@ class OpenWorkers:
         self._heap: list[tuple[float, str, WorkerRecord]] = []
         self.backlog = backlog
 
-    def has_room(self, worker: WorkerRecord) -> bool:
+    def has_room(self, worker: WorkerRecord, expected: float = 0.0) -> bool:
+        """Whether ``worker`` may be given one more task, which is expected to take so many seconds."""
         if not worker.running:
             return False
-        certain = worker.n_runnable - worker.n_needy
-        return certain < worker.slots or worker.occupancy < self.backlog * worker.nthreads
+        return worker.n_runnable < worker.slots or worker.occupancy + expected < self.backlog * worker.nthreads
 
     def note(self, worker: WorkerRecord) -> None:
         """Take note that ``worker`` may have room now, or has become idle."""
@@ -76,14 +77,14 @@ class OpenWorkers:
             worker.heap_load = load
             heappush(self._heap, (load, worker.id, worker))
 
-    def best(self) -> WorkerRecord | None:
-        """The least loaded worker with room, or None."""
+    def best(self, expected: float = 0.0) -> WorkerRecord | None:
+        """The least loaded worker with room for a task that is expected to take so many seconds, or None."""
         heap = self._heap
         while heap:
             load, _, worker = heap[0]
             if worker.heap_load != load:
                 heappop(heap)
-            elif not self.has_room(worker):
+            elif not self.has_room(worker, expected):
                 heappop(heap)
                 worker.heap_load = None
             elif load != (now := worker.load):

@@ -11,6 +11,7 @@ from collections import deque
 from enum import IntEnum, auto
 from typing import TYPE_CHECKING, Any, Final
 
+from shoal.core.amounts import offered
 from shoal.core.machine import Table
 from shoal.core.scheduler.task import Task
 from shoal.ids import ClientId, SlotId, WorkerId
@@ -18,6 +19,7 @@ from shoal.ids import ClientId, SlotId, WorkerId
 if TYPE_CHECKING:
     from shoal.core.scheduler.copying import Move
     from shoal.core.scheduler.owing import Owed
+    from shoal.core.scheduler.scarce import Shape
 
 
 class WorkerState(IntEnum):
@@ -78,11 +80,11 @@ class WorkerRecord:
     """One worker process."""
 
     __slots__ = (
-        "addresses", "announced", "executors", "functions", "has_what", "heap_load", "host", "id", "incoming",
-        "incoming_nbytes", "last_seen", "lingering", "local_directory", "memory_limit", "metrics", "n_ahead",
-        "n_long_running", "n_needy", "n_stealing", "n_stolen", "name", "nbytes", "nthreads", "occupancy", "out",
-        "out_free", "paused", "peers", "pid", "postponed", "processing", "progress", "resources", "slot", "slots",
-        "state",
+        "addresses", "announced", "capacity", "claims", "executors", "functions", "has_what", "heap_load", "host",
+        "id", "in_use", "incoming", "incoming_nbytes", "last_seen", "lingering", "local_directory", "memory_limit",
+        "metrics", "n_ahead", "n_long_running", "n_needy", "n_pooled", "n_stealing", "n_stolen", "name", "nbytes",
+        "nthreads", "occupancy", "out", "out_free", "paused", "peers", "pid", "pools_in_use", "postponed",
+        "processing", "progress", "resources", "shut", "slot", "slots", "state",
     )  # fmt: skip
 
     def __init__(
@@ -105,8 +107,13 @@ class WorkerRecord:
         self.nthreads, self.memory_limit = nthreads, memory_limit
         self.local_directory = local_directory
         self.resources = resources or {}
+        #: The same in units, and how much of it is in use (see ``scarce.py``).
+        self.capacity = {resource: offered(amount) for resource, amount in self.resources.items()}
+        self.in_use: dict[str, int] = {}
         #: Threads of pools that it has beside the one that all tasks run in which ask for no other.
         self.executors = executors or {}
+        #: How many threads of each of those are in use.
+        self.pools_in_use: dict[str, int] = {}
         self.state = WorkerState.JOINING
         #: Tasks assigned at the same time, however long each takes.
         self.slots = 1_000_000_000 if math.isinf(saturation) else max(1, math.ceil(nthreads * saturation))
@@ -116,8 +123,12 @@ class WorkerRecord:
         self.n_ahead = 0
         #: How many run outside of the pool of threads.
         self.n_long_running = 0
-        #: How many of those inside are needy.
-        self.n_needy = 0
+        #: Threads of the pool, and of others, that tasks which take something scarce are in.
+        self.n_needy = self.n_pooled = 0
+        #: What assignments still hold that were taken back, by number, and whether that includes a thread.
+        self.claims: dict[int, tuple[Shape, bool]] = {}
+        #: Shapes of tasks for which it had not enough free.
+        self.shut: dict[Shape, None] = {}
         #: Tasks asked of others for it, and asked of it for others.
         self.n_stealing = self.n_stolen = 0
         self.postponed: list[Task] | None = None
@@ -159,8 +170,8 @@ class WorkerRecord:
 
     @property
     def n_runnable(self) -> int:
-        """Tasks that it runs or could run now."""
-        return len(self.processing) - self.n_ahead - self.n_long_running + len(self.lingering)
+        """Tasks that it runs in its pool of threads, or could run now."""
+        return len(self.processing) - self.n_ahead - self.n_long_running + len(self.lingering) - self.n_pooled
 
     @property
     def running(self) -> bool:

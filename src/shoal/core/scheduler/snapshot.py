@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from shoal.core.amounts import offered
 from shoal.core.scheduler.roster import ClientRecord, NannyRecord, WorkerRecord, WorkerState
+from shoal.core.scheduler.scarce import Claims, Shape
 from shoal.core.scheduler.settings import Settings
 from shoal.core.scheduler.state import SchedulerState
 from shoal.core.scheduler.task import Task, TaskState
@@ -18,7 +20,7 @@ _PLAIN = (
 )  # fmt: skip
 _WORKER = (
     "name", "slot", "addresses", "host", "pid", "nthreads", "memory_limit", "local_directory", "resources",
-    "executors", "slots", "n_ahead", "n_long_running", "n_needy", "n_stealing", "n_stolen", "occupancy", "nbytes",
+    "executors", "slots", "n_ahead", "n_long_running", "n_stealing", "n_stolen", "occupancy", "nbytes",
     "metrics", "last_seen", "lingering",
 )  # fmt: skip
 
@@ -72,6 +74,10 @@ def _save_worker(worker: WorkerRecord) -> dict[str, Any]:
         "state": worker.state.label,
         "processing": [task.key for task in worker.processing],
         "has_what": [task.key for task in worker.has_what],
+        "claims": [
+            [attempt, dict(shape.needs), shape.executor, in_thread]
+            for attempt, (shape, in_thread) in worker.claims.items()
+        ],
         **{name: getattr(worker, name) for name in _WORKER},
     }
 
@@ -90,6 +96,7 @@ def load(saved: dict[str, Any]) -> SchedulerState:
         worker = state.workers[WorkerId(id)]
         worker.processing = dict.fromkeys(state.tasks[key] for key in values["processing"])
         worker.has_what = dict.fromkeys(state.tasks[key] for key in values["has_what"])
+        _load_claims(worker, values["claims"])
     for id, values in saved["clients"].items():
         client = state.clients[ClientId(id)] = ClientRecord(ClientId(id), values["name"])
         for key in values["wants"]:
@@ -111,10 +118,23 @@ def _load_worker(state: SchedulerState, id: WorkerId, values: dict[str, Any]) ->
     worker = WorkerRecord(id, values["name"], SlotId(values["slot"]), values["addresses"], values["nthreads"], 1.0)
     for name in _WORKER:
         setattr(worker, name, values[name])
+    worker.capacity = {resource: offered(amount) for resource, amount in worker.resources.items()}
     worker.state = next(one for one in WorkerState if one.label == values["state"])
     state.workers[id] = state.by_slot[worker.slot] = state.by_name[worker.name] = worker
     state.total_nthreads += worker.nthreads
     state.running_nthreads += worker.nthreads if worker.running else 0
+
+
+def _load_claims(worker: WorkerRecord, claims: list[tuple[int, dict[str, int], str, bool]]) -> None:
+    held = [(task.shape, not task.long_running) for task in worker.processing if task.shape is not None]
+    for attempt, needs, executor, in_thread in claims:
+        shape = Shape(tuple(needs.items()), executor, (), False)
+        worker.claims[attempt] = (shape, in_thread)
+        held.append((shape, in_thread))
+    for shape, in_thread in held:
+        Claims.take(worker, shape)
+        if not in_thread:
+            Claims.leave_thread(worker, shape)
 
 
 def _load_task(state: SchedulerState, key: str, values: dict[str, Any]) -> None:
@@ -124,6 +144,8 @@ def _load_task(state: SchedulerState, key: str, values: dict[str, Any]) -> None:
     task.fn = values["function"]
     task.options = None if values["options"] is None else Options(**values["options"])
     task.priority = tuple(values["priority"])
+    if task.options is not None:
+        task.shape = state.scarce.shape_of(task.options, state.workers.values())
     after = next(one for one in TaskState if one.label == values["state"])
     task.group.states[TaskState.RELEASED] -= 1
     task.group.states[after] += 1
@@ -131,7 +153,7 @@ def _load_task(state: SchedulerState, key: str, values: dict[str, Any]) -> None:
     error = values["error"]
     task.error = TaskError(None, None, error["text"], error["traceback"]) if isinstance(error, dict) else error
     if after is TaskState.QUEUED:
-        state.queue.push(task)
+        (state.queue if task.shape is None else task.shape.queue).push(task)
 
 
 def _tie_task(state: SchedulerState, task: Task, values: dict[str, Any]) -> None:

@@ -65,6 +65,8 @@ class SchedulerState(Assignment):
         task.fn = spec.fn
         task.payload = spec.payload
         task.options = options
+        needy = options.resources or options.executor
+        task.shape = self.scarce.shape_of(options, self.workers.values()) if needy else None
         task.retries = options.retries
         task.priority = (-options.priority, generation, spec.order)
         if spec.fn:
@@ -453,42 +455,6 @@ class SchedulerState(Assignment):
         self.free(worker, task.key)
         return True
 
-    def _take_back(self, task: Task) -> None:
-        """Tell the worker of ``task`` to drop it; count its thread until that is known to be free."""
-        worker, seconds = task.worker, task.estimate
-        assert worker is not None
-        may_run = not task.n_waiting and not task.long_running
-        self._unassign(task)
-        self.free(worker, task.key)
-        if may_run:
-            worker.lingering[task.attempt] = seconds
-            worker.occupancy += seconds
-
-    def freed(self, worker: WorkerRecord, attempt: int) -> None:
-        """The thread of an assignment that was taken back is free, or was never taken."""
-        seconds = worker.lingering.pop(attempt, None)
-        if seconds is not None:
-            busy = worker.processing or worker.lingering
-            worker.occupancy = worker.occupancy - seconds if busy else 0.0
-            self.open.note(worker)
-
-    def _unassign(self, task: Task) -> None:
-        worker = task.worker
-        assert worker is not None, task
-        task.worker = None
-        del worker.processing[task]
-        worker.occupancy = worker.occupancy - task.estimate if worker.processing or worker.lingering else 0.0
-        worker.n_ahead -= task.n_waiting > 0
-        if task.long_running:
-            worker.n_long_running -= 1
-        else:
-            worker.n_needy -= task.needy
-        task.long_running = False
-        if task.thief is not None:
-            worker.n_stolen -= 1
-            self.end_theft(task)
-        self.open.note(worker)
-
     def add_worker(self, worker: WorkerRecord) -> None:
         """A worker registered: it may be given tasks."""
         self.workers[worker.id] = self.by_slot[worker.slot] = self.by_name[worker.name] = worker
@@ -499,6 +465,7 @@ class SchedulerState(Assignment):
     def _takes_tasks(self, worker: WorkerRecord) -> None:
         self.running_nthreads += worker.nthreads
         self.able.clear()
+        self.scarce.enter(worker)
         self.open.note(worker)
         self._ready += self.stranded.candidates(worker)
 
@@ -506,6 +473,8 @@ class SchedulerState(Assignment):
         self.running_nthreads -= worker.nthreads
         self.able.clear()
         self.crowded.pop(worker, None)
+        for task in self.scarce.leave(worker):
+            self._strand(task)
         if not self.running_nthreads:
             for task in self.queue.tasks():
                 self._strand(task)
@@ -582,6 +551,8 @@ class SchedulerState(Assignment):
                 for task in ready:
                     if task.n_waiting == 0 and task.state in (TaskState.WAITING, TaskState.NO_WORKER):
                         self._place(task)
+            if self.scarce.changed:
+                self._serve_lines()
             self._drain_queue()
             if not self._hopeful:
                 return

@@ -77,7 +77,7 @@ class Balancer:
     def _worth_it(self, task: Task, victim: WorkerRecord, thief: WorkerRecord) -> bool:
         if task.thief is not None or task.n_waiting or task.long_running or task.actor:
             return False
-        if not placement.allowed(task, thief):
+        if not placement.allowed(task, thief) or (task.shape is not None and not task.shape.fits(thief)):
             return False
         transfer = sum(
             placement.TRANSFER_LATENCY + max(dep.nbytes, 0) / self._state.bandwidth

@@ -13,6 +13,7 @@ from shoal.core.scheduler.roster import (
     NannyRecord,
     WorkerRecord,
 )
+from shoal.core.scheduler.scarce import Scarce
 from shoal.core.scheduler.settings import Settings
 from shoal.core.scheduler.task import TASK, Task, TaskEvent, TaskGroup, TaskPrefix, TaskState
 from shoal.ids import ClientId, SlotId, WorkerId, key_group, key_prefix
@@ -42,6 +43,7 @@ class Tables(Outbox):
         self.queue = TaskQueue()
         self.open = OpenWorkers(settings.backlog)
         self.stranded = Stranded()
+        self.scarce = Scarce()
         #: Workers that have more than they can run, as an ordered set; some may not any more.
         self.crowded: dict[WorkerRecord, None] = {}
         #: Workers that may run tasks with the same restrictions, and where the next comparison of some of them begins.
@@ -89,7 +91,7 @@ class Tables(Outbox):
         if self.watched is not None:
             self.watched.append((task.key, _LABELS[before], _LABELS[after], self.stimulus))
         if before is TaskState.QUEUED:
-            self.queue.discard(task)
+            (self.queue if task.shape is None else task.shape.queue).discard(task)
         elif before is TaskState.NO_WORKER:
             self.stranded.discard(task)
 

@@ -16,6 +16,7 @@ from shoal.messages import Options
 
 if TYPE_CHECKING:
     from shoal.core.scheduler.roster import ClientRecord, WorkerRecord
+    from shoal.core.scheduler.scarce import Shape
 
 
 class TaskState(IntEnum):
@@ -167,7 +168,7 @@ class Task:
     __slots__ = (
         "attempt", "deaths", "dependents", "deps", "edition", "error", "estimate", "fn", "group", "key", "long_running",
         "n_waiters", "n_waiting", "nbytes", "options", "origin", "payload", "peak", "priority", "retries", "seq",
-        "state", "thief", "type", "unknown", "who_has", "who_wants", "worker",
+        "shape", "state", "thief", "type", "unknown", "who_has", "who_wants", "worker",
     )  # fmt: skip
 
     def __init__(self, key: str, group: TaskGroup) -> None:
@@ -178,6 +179,8 @@ class Task:
         self.fn: str | None = None
         self.payload: Any = None
         self.options: Options | None = None
+        #: What it takes of which there is little, if anything.
+        self.shape: Shape | None = None
         self.deps: tuple[Task, ...] = ()
         #: The key of an input that was not known when it was submitted: it cannot run, however often it is tried.
         self.unknown = ""
@@ -220,11 +223,6 @@ class Task:
     @property
     def needed(self) -> bool:
         return bool(self.who_wants) or self.n_waiters > 0
-
-    @property
-    def needy(self) -> bool:
-        """Whether it takes resources, or a thread of another pool: what others hold may keep it waiting."""
-        return self.options is not None and bool(self.options.resources or self.options.executor)
 
     @property
     def actor(self) -> bool:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
+from shoal.core.amounts import offered
 from shoal.core.worker.attempt import PENDING, RUNNING, AttemptState
 from shoal.core.worker.key import Goal, KeyRecord
 from shoal.core.worker.replica import ReplicaState
@@ -39,8 +39,8 @@ def check(core: WorkerCore) -> None:
         raise InvariantViolation(f"{core.fetcher.bytes_in_flight} bytes are counted in flight, not {expected}")
     taken = core.slots.taken()
     for name, total in core.slots.total.items():
-        left = core.slots.available[name]
-        if left < -1e-9 or not math.isclose(left + taken[name], total, abs_tol=1e-9):
+        left = core.slots.free_units(name)
+        if left < 0 or left + taken[name] != offered(total):
             raise InvariantViolation(f"resource {name}: {left} left and {taken[name]} taken of {total}")
 
 

@@ -48,7 +48,7 @@ class KeyRecord:
 
     __slots__ = (
         "announced", "asked", "attempt", "deps", "edition", "goal", "holders", "key", "n_missing", "nbytes",
-        "priority", "released", "replica", "seq", "spec", "tried_absent", "tried_unreachable", "type", "waiters",
+        "owed", "priority", "replica", "seq", "spec", "tried_absent", "tried_unreachable", "type", "waiters",
         "wanted",
     )  # fmt: skip
 
@@ -62,8 +62,9 @@ class KeyRecord:
         self.priority: tuple[int, int, int] = (0, 0, 0)
         #: The definition that made what is held here (or that the thread at work carries out), and the one meant.
         self.edition = self.wanted = 0
-        #: Whether the assignment that a thread carries out was taken back, and the scheduler waits for its end.
-        self.released = False
+        #: The number of the assignment that was taken back while a thread was at work for it, of whose end the
+        #: scheduler is to hear; 0 where there is none.
+        self.owed = 0
         #: Whether the scheduler asked for a copy here, beside those that tasks here need.
         self.asked = False
         #: The number of the message in which the scheduler was last told of a copy here.

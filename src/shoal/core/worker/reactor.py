@@ -28,7 +28,7 @@ from shoal.core.events import (
     Seceded,
     ValuesLost,
 )
-from shoal.core.worker.attempt import PENDING, AttemptEvent, AttemptState
+from shoal.core.worker.attempt import PENDING, RUNNING, AttemptEvent, AttemptState
 from shoal.core.worker.copies import ON_THE_WAY, Copies
 from shoal.core.worker.invariants import check
 from shoal.core.worker.key import Goal, KeyRecord
@@ -204,7 +204,10 @@ class WorkerCore(Copies):
 
     def _on_compute(self, task: ComputeTask) -> None:
         record = self._record(task.key)
-        self._report_freed(record)  # the thread counts for this assignment from now on
+        if not (record.attempt in RUNNING and record.spec is not None and record.spec.resources) or (
+            record.edition == task.edition
+        ):
+            self._report_freed(record)  # the thread counts for this assignment from now on
         if record.attempt in PENDING:
             self._drop_attempt(record)
         elif record.attempt is AttemptState.FAILED:
@@ -358,7 +361,10 @@ class WorkerCore(Copies):
 
     def _on_seceded(self, key: str) -> None:
         record = self.keys[key]
-        self._report_freed(record)
+        if record.owed and self.slots.holds(key):
+            self._out.append(LongRunning(key, record.owed))  # its resources are not free before it ends
+        else:
+            self._report_freed(record)
         self._attempt(record, AttemptEvent.SECEDE)
         self.slots.secede(record)
         if record.goal is Goal.COMPUTE and record.spec is not None:
@@ -455,30 +461,46 @@ class WorkerCore(Copies):
         record.goal, record.asked = Goal.DROP, False
         if record.attempt in PENDING:
             self._drop_attempt(record)
-            record.released = True
+            self._owe(record)
         elif record.attempt is AttemptState.FAILED:
             self._attempt(record, AttemptEvent.DROP)
         elif record.attempt is AttemptState.EXECUTING:
             self._effects.append(CancelRun([key], kill=True))
-            record.released |= assigned
-        elif assigned and record.replica is not ReplicaState.HELD:
-            # It waited for a transfer, or for the end of a task that left the pool: the latter was told, if it counts.
-            record.released = record.attempt is AttemptState.NONE or record.edition != record.wanted
-        if record.attempt is not AttemptState.EXECUTING:
+            if assigned:
+                self._owe(record)
+        elif (
+            assigned
+            and record.replica is not ReplicaState.HELD
+            and (record.attempt is AttemptState.NONE or record.edition != record.wanted or self.slots.holds(key))
+        ):
+            # It waited for a transfer, or for the end of a task that left the pool: the latter was told, if it counts
+            # and holds nothing else.
+            self._owe(record)
+        if record.attempt not in RUNNING or not (record.attempt is AttemptState.EXECUTING or self.slots.holds(key)):
             self._report_freed(record)
         if record.waiters and record.replica is ReplicaState.ABSENT:
             self._seek(record, ())
         self._tidy(record)
 
+    def _owe(self, record: KeyRecord) -> None:
+        """The assignment of ``record`` was taken back; the scheduler hears when what it holds is free."""
+        assert record.spec is not None
+        if record.owed:  # an earlier one has the thread, and this one has nothing
+            self._say_freed(record.spec.attempt)
+        else:
+            record.owed = record.spec.attempt
+
     def _report_freed(self, record: KeyRecord) -> None:
-        """The thread of an assignment that was taken back is free, if there was one."""
-        if record.released:
-            assert record.spec is not None
-            record.released = False
-            if self._out and type(self._out[-1]) is Freed:
-                self._out[-1].attempts.append(record.spec.attempt)
-            else:
-                self._out.append(Freed([record.spec.attempt]))
+        """The thread of an assignment that was taken back is free, if there was one, and so is what it held."""
+        if record.owed:
+            attempt, record.owed = record.owed, 0
+            self._say_freed(attempt)
+
+    def _say_freed(self, attempt: int) -> None:
+        if self._out and type(self._out[-1]) is Freed:
+            self._out[-1].attempts.append(attempt)
+        else:
+            self._out.append(Freed([attempt]))
 
     def _on_steal(self, message: Steal) -> None:
         """Another worker has a thread free: give the task up if it takes none here."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 from heapq import heappop, heappush
 from typing import Final
 
+from shoal.core.amounts import amount_of, needed, offered
 from shoal.core.worker.attempt import AttemptState
 from shoal.core.worker.key import KeyRecord
 from shoal.ids import key_prefix
@@ -63,12 +64,13 @@ class Slots:
         Threads of other pools, for tasks that ask for one of them by its name.
     """
 
-    __slots__ = ("_constrained", "_durations", "_handed", "_seceded", "_seq", "available", "pools", "total")
+    __slots__ = ("_constrained", "_durations", "_handed", "_seceded", "_seq", "_units", "pools", "total")
 
     def __init__(self, nthreads: int, resources: dict[str, float], executors: dict[str, int] | None = None) -> None:
         self.pools = {"": Pool(nthreads)} | {name: Pool(size) for name, size in (executors or {}).items()}
         self.total = dict(resources)
-        self.available = dict(resources)
+        #: What is free of each resource, in units.
+        self._units = {name: offered(amount) for name, amount in resources.items()}
         self._constrained: list[tuple[tuple[int, int, int], int, KeyRecord]] = []
         self._seq = 0
         self._durations: dict[str, float] = {}
@@ -85,18 +87,32 @@ class Slots:
         """The pool in which a running key takes a thread."""
         return self._handed[key][0]
 
+    def holds(self, key: str) -> bool:
+        """Whether a running key holds resources."""
+        found = self._seceded.get(key) or self._handed.get(key)
+        return found is not None and bool(found[-1])
+
     def running_keys(self) -> list[str]:
         return [*self._handed, *self._seceded]
 
-    def taken(self) -> dict[str, float]:
-        """Resources that the running keys hold, by name."""
-        found = dict.fromkeys(self.total, 0.0)
+    @property
+    def available(self) -> dict[str, float]:
+        """What is free of each resource."""
+        return {name: max(0.0, amount_of(units)) for name, units in self._units.items()}
+
+    def free_units(self, name: str) -> int:
+        """What is free of a resource, in units."""
+        return self._units[name]
+
+    def taken(self) -> dict[str, int]:
+        """Units of resources that the running keys hold, by name."""
+        found = dict.fromkeys(self.total, 0)
         for needs in [
             *(taken for _, _, taken in self._handed.values()),
             *(taken for _, taken in self._seceded.values()),
         ]:
             for name, amount in (needs or {}).items():
-                found[name] = found.get(name, 0.0) + amount
+                found[name] = found.get(name, 0) + needed(amount)
         return found
 
     def push(self, record: KeyRecord) -> None:
@@ -112,21 +128,28 @@ class Slots:
         return self.pools[record.spec.executor]
 
     def pop(self) -> KeyRecord | None:
-        """The next record that may start now, taken off its line, or None."""
-        found = self._pop_constrained()
-        if found is not None:
-            return found
+        """The next record that may start now, taken off its line, or None.
+
+        What takes resources is before others of the same priority, since the resources wait too.
+        """
+        if self._constrained:
+            found = self._pop_constrained()
+            if found is not None:
+                return found
         for pool in self.pools.values():
-            heap = pool.ready
-            while heap:
-                _, seq, record = heap[0]
-                if record.seq != seq or record.attempt is not AttemptState.READY:
-                    heappop(heap)
-                elif self._fits(record, pool):
-                    heappop(heap)
-                    return record
-                else:
-                    break
+            record = self._first_ready(pool)
+            if record is not None and self._fits(record, pool):
+                heappop(pool.ready)
+                return record
+        return None
+
+    def _first_ready(self, pool: Pool) -> KeyRecord | None:
+        heap = pool.ready
+        while heap:
+            _, seq, record = heap[0]
+            if record.seq == seq and record.attempt is AttemptState.READY:
+                return record
+            heappop(heap)
         return None
 
     def _fits(self, record: KeyRecord, pool: Pool) -> bool:
@@ -138,8 +161,6 @@ class Slots:
         return expected is not None and expected < SHORT and pool.handed_seconds < AHEAD * pool.nthreads
 
     def _pop_constrained(self) -> KeyRecord | None:
-        if not self._constrained:
-            return None
         passed_over = []
         found = None
         while self._constrained:
@@ -149,8 +170,12 @@ class Slots:
                 continue
             assert record.spec is not None
             pool = self._pool_of(record)
+            urgent = self._first_ready(pool)
+            if urgent is not None and urgent.priority[0] < record.priority[0]:
+                passed_over.append(entry)
+                continue
             if pool.handed < pool.nthreads and all(
-                self.available.get(name, 0) >= need for name, need in (record.spec.resources or {}).items()
+                self._units.get(name, 0) >= needed(need) for name, need in (record.spec.resources or {}).items()
             ):
                 found = record
                 break
@@ -169,7 +194,7 @@ class Slots:
         self._handed[record.key] = (pool, expected, resources)
         pool.take(expected)
         for name, amount in (resources or {}).items():
-            self.available[name] -= amount
+            self._units[name] = self._units.get(name, 0) - needed(amount)
 
     def _leave(self, key: str) -> tuple[Pool, dict[str, float] | None]:
         """``key`` leaves its thread; return its pool, and the resources that it holds."""
@@ -194,7 +219,7 @@ class Slots:
         if seceded:
             seconds = None  # it waited for others, so it says nothing about what its like takes
         for name, amount in (resources or {}).items():
-            self.available[name] += amount
+            self._units[name] += needed(amount)
         if seconds is not None:
             kind = _kind(record)
             known = self._durations.get(kind)
