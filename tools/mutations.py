@@ -62,7 +62,7 @@ MUTATIONS: list[tuple[str, str, str, str]] = [
     ("old news hits new wishes", "core/client/future.py", "self.wished == self.said and wish >= self.wish", "True"),
     ("the last release is not told", CLIENT, "                del self.futures[record.key]\n                self._unwanted.append(record.key)", "                del self.futures[record.key]"),
     ("a thread that ended is still counted", WORKER, "        self.slots.give(record, outcome.stop - outcome.start if began else None)", "        pass"),
-    ("resources are not given back", "core/worker/slots.py", "            self.available[name] += amount", "            pass"),
+    ("resources are not given back", "core/worker/slots.py", "            self._units[name] += needed(amount)", "            pass"),
     ("a dropped attempt holds on to its inputs", WORKER, "        self._attempt(record, AttemptEvent.DROP)\n        self._release_deps(record)", "        self._attempt(record, AttemptEvent.DROP)"),
     ("what is wanted after an activity is not begun", WORKER, "        if record.goal is Goal.COMPUTE:\n            self._begin(record)\n        elif record.waiters:", "        if record.waiters:"),
     ("a missing key is not reported", COPIES, "        self._out.append(Missing(record.key,", "        (Missing(record.key,"),
