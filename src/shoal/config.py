@@ -204,6 +204,21 @@ def link_bytes() -> int:
     return found
 
 
+def silence_timeout() -> float:
+    """Seconds of silence after which a link over the network is dead.
+
+    Raises
+    ------
+    ConfigurationError
+        If it is not more than nothing.
+    """
+    name = "distributed.comm.timeouts.tcp"
+    found = seconds(get(name, 30.0), name)
+    if not found or found <= 0:
+        raise ConfigurationError(f"{name} must be more than 0 seconds, got {found!r}")
+    return found
+
+
 def nbytes(value: Any, name: str) -> int:
     """Return a size given as a number or as text (``"4 GiB"``), in bytes.
 

@@ -15,11 +15,13 @@ from typing import Any
 from shoal import config
 from shoal.core.channel import Channel
 from shoal.core.framing import COUNT_LIMIT, Codec, Frame, FrameReader, SealError, pack_frame, seal_frame
+from shoal.core.liveness import GRACE
 from shoal.core.session import NONCE_BYTES, Session
 from shoal.errors import HandshakeError, LinkClosedError, LinkError
 from shoal.shell.areas import AREAS
 from shoal.shell.backlog import Backlog, end_unless_taken
 from shoal.shell.carriers import carrier_of
+from shoal.shell.liveness import judge_of
 
 logger = logging.getLogger("shoal.link")
 
@@ -66,6 +68,9 @@ class Link(asyncio.BufferedProtocol):
         Seconds.
     on_room
         Called with the link and whether it is full (see ``backlog.py``), when that changes.
+    on_silent
+        Called with the link and the reason, every now and then, while nothing is heard of the process at the other end
+        although its machine answers.
     """
 
     def __init__(
@@ -81,11 +86,17 @@ class Link(asyncio.BufferedProtocol):
         find: Callable[[str, str, bytes], Link | None] | None = None,
         grace: float = 0.0,
         on_room: Callable[[Link, bool], None] | None = None,
+        on_silent: Callable[[Link, str], None] | None = None,
     ) -> None:
         self.loop = asyncio.get_running_loop()
         self._identity, self._dialling = identity, dialling
         self._on_open, self._on_messages, self._on_closed = on_open, on_messages, on_closed
         self._on_cut, self._redial, self._find, self._grace = on_cut, redial, find, grace
+        self._on_silent = on_silent
+        #: Whether bytes came, and went, since the judge's last look (see ``liveness.py``); why it found the peer gone.
+        self.heard = self.said = False
+        self._silent = ""
+        self._judge = judge_of(self.loop)
         self._codec: Codec
         self._channel: Channel | None = None
         if redial is not None and grace:
@@ -213,6 +224,7 @@ class Link(asyncio.BufferedProtocol):
         return self.reader.get_buffer()
 
     def buffer_updated(self, nbytes: int) -> None:
+        self.heard = True
         try:
             for frame in self.reader.received(nbytes):
                 if self._opened and not self._cut:
@@ -249,7 +261,8 @@ class Link(asyncio.BufferedProtocol):
         messages = self._codec.decode(frame.body, frame.buffers)
         if channel is not None and channel.should_say and not self._scheduled:
             self._write_pieces(pack_frame(_ACK, (), 0, channel.header()[1]))
-        self._on_messages(self, messages)
+        if messages:
+            self._on_messages(self, messages)
 
     def _shake(self, frame: Frame) -> None:
         reply = self.session.shake(frame)
@@ -264,6 +277,7 @@ class Link(asyncio.BufferedProtocol):
         if self.session.resumed and not self._dialling:
             self._hand_over()
             return
+        self._watch()
         if not self.ready.done():
             self.ready.set_result(self)
         if self._cut:
@@ -291,6 +305,7 @@ class Link(asyncio.BufferedProtocol):
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self._judge.forget(self)
         if self._timer is not None:
             self._timer.cancel()
         if not self.session.open or self._cut:
@@ -299,7 +314,7 @@ class Link(asyncio.BufferedProtocol):
                 self.ready.set_exception(LinkClosedError(f"during the handshake: {exc or 'the other side closed it'}"))
             return
         self.session.close()
-        reason = self._reason or (str(exc) if exc else "the other side closed it")
+        reason = self._reason or self._silent or (str(exc) if exc else "the other side closed it")
         if self._opened and self._channel is not None and not self._over:
             self._suspend(reason)
         else:
@@ -322,8 +337,9 @@ class Link(asyncio.BufferedProtocol):
         """The connection broke without a word: another may follow."""
         self._cut, self._transport = True, None
         logger.warning("the connection with %s %s broke (%s); it may come back", self.peer_role, self.address, reason)
-        text = f"{reason}, and nothing was heard for {self._grace:g} s"
-        self._grace_timer = self.loop.call_later(self._grace, self._end, text)
+        grace, self._silent = (self._silence_grace() if self._silent else self._grace), ""
+        text = f"{reason}, and it did not come back within {grace:g} s"
+        self._grace_timer = self.loop.call_later(grace, self._end, text)
         if self._redial is not None:
             self._redialling = self.loop.create_task(self._dial_again(self._redial))
         if self._on_cut is not None:
@@ -348,6 +364,7 @@ class Link(asyncio.BufferedProtocol):
             old._transport.set_protocol(asyncio.Protocol())
             old._transport.abort()
         old.session, old.reader, old._transport, old.address = session, self.reader, transport, self.address
+        old._watch()
         old._go_on()
 
     def _go_on(self) -> None:
@@ -361,6 +378,35 @@ class Link(asyncio.BufferedProtocol):
         for pieces in frames:
             self._write_pieces(pieces)
         self.backlog.lower(self.owed, self._peer_name)
+
+    # -------------------------------------------------------------------------------------------- beats
+
+    @property
+    def transport(self) -> Any:
+        """What carries the bytes now."""
+        return self._transport
+
+    def _watch(self) -> None:
+        """Have this connection looked at, if it is one over the network: others break when the process there ends."""
+        if isinstance(self._transport.get_extra_info("peername"), tuple):
+            self._judge.watch(self)
+
+    def beat(self) -> None:
+        """Say that this end is there, unless bytes are on their way that say it as well."""
+        if not self.closed and not self._cut and not self._transport.get_write_buffer_size():
+            acknowledged = 0 if self._channel is None else self._channel.header()[1]
+            self._write_pieces(pack_frame(_ACK, (), 0, acknowledged))
+
+    def fell_silent(self, seconds: float, gone: bool) -> None:
+        """Nothing was heard for ``seconds``; ``gone``: nor does the kernel hear anything of the machine there."""
+        if gone:
+            self._silent = f"nothing was heard of its machine for {seconds:.0f} s (distributed.comm.timeouts.tcp)"
+            self._transport.abort()
+        elif self._on_silent is not None:
+            self._on_silent(self, f"it said nothing for {seconds:.0f} s, though its machine answers")
+
+    def _silence_grace(self) -> float:
+        return min(self._grace, max(self._judge.timeout * GRACE, 0.5))
 
     # -------------------------------------------------------------------------------------------- saying
 
@@ -407,6 +453,7 @@ class Link(asyncio.BufferedProtocol):
         self._write_pieces(pack_frame(body, buffers))
 
     def _write_pieces(self, pieces: list[Any]) -> None:
+        self.said = True
         if self.session.seal is not None:
             pieces = seal_frame(pieces, self.session.seal)
         for piece in pieces:
