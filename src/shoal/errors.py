@@ -17,6 +17,7 @@
     │   ├── LostActorError (ValueError)      the worker that held it is gone
     │   ├── TaskTimeoutError (TimeoutError)  it took too long, and was ended
     │   ├── TaskProcessDied                  the process that it had of its own ended by itself
+    │   ├── TaskThreadError                  its thread failed before or after it ran
     │   ├── LostDataError                    scattered data whose last copy is gone
     │   └── FutureCancelledError (CancelledError)
     ├── WorkerStartTimeoutError (TimeoutError)  not enough workers in time
@@ -131,6 +132,10 @@ class TaskTimeoutError(TaskError, TimeoutError):
 
 class TaskProcessDied(TaskError):
     """The process that a task had of its own (``killable=True``) ended by itself; its worker goes on."""
+
+
+class TaskThreadError(TaskError):
+    """The thread of a task failed outside of the task's own function; another thread has taken its place."""
 
 
 class FutureCancelledError(TaskError, CancelledError):

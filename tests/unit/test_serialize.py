@@ -132,8 +132,7 @@ def test_an_object_that_lies_about_its_size_is_no_reason_to_fail() -> None:
             return int, ()
 
     assert pickle.loads(pickle.dumps(Liar())) == 0
-    with pytest.raises(RuntimeError):
-        serialize.sizeof(Liar())
+    assert 0 < serialize.sizeof(Liar()) < 10_000
 
 
 @pytest.mark.parametrize("size", [0, 10, 100_000, 3_000_000])

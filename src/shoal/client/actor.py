@@ -10,6 +10,7 @@ from typing import Any
 
 from shoal.client.current import current_client, get_client
 from shoal.client.future import Future
+from shoal.client.loop import run_threadsafe
 from shoal.errors import LinkError, LostActorError, UsageError
 from shoal.ids import key_from_wire
 from shoal.messages import ActorCall
@@ -125,7 +126,7 @@ class ActorFuture(BaseActorFuture):
 
     def __init__(self, client: Any, coroutine: Any) -> None:
         self._client = client
-        self._future = asyncio.run_coroutine_threadsafe(coroutine, client._connection.loop)
+        self._future = run_threadsafe(coroutine, client._connection.loop)
 
     def result(self, timeout: float | None = None) -> Any:
         """Wait for the result.

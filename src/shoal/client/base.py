@@ -18,11 +18,12 @@ from shoal import config
 from shoal.client import collections, current
 from shoal.client.connection import Connection
 from shoal.client.io_loop import IOLoop
-from shoal.client.loop import LoopThread, get_loop_thread
+from shoal.client.loop import LoopThread, get_loop_thread, run_threadsafe
 from shoal.client.packing import FunctionCache
 from shoal.errors import ClosedClientError, ShoalError, UsageError
 from shoal.messages import Shutdown
 from shoal.security import read_scheduler_file, secret_of
+from shoal.shell import doors
 
 logger = logging.getLogger("shoal.client")
 T = TypeVar("T")
@@ -214,7 +215,7 @@ class ClientBase(ABC):
         """What code on any event loop awaits to have ``coroutine`` run on this client's."""
         if asyncio.get_running_loop() is self._connection.loop:
             return coroutine
-        return asyncio.wrap_future(asyncio.run_coroutine_threadsafe(coroutine, self._connection.loop))
+        return asyncio.wrap_future(run_threadsafe(coroutine, self._connection.loop))
 
     def _check_open(self) -> None:
         if self._pid != os.getpid():
@@ -251,10 +252,10 @@ class ClientBase(ABC):
 
     # -------------------------------------------------------------------------------------------- the end
 
-    def _run_callback(self, fn: Callable[[Any], Any], argument: Any) -> None:
+    def _run_callback(self, fn: Callable[[Any], Any], argument: Any, place: str = "callback") -> None:
         if self._callbacks is None:
             self._callbacks = ThreadPoolExecutor(1, "shoal-callbacks")
-        self._callbacks.submit(fn, argument).add_done_callback(_log_failure)
+        self._callbacks.submit(doors.call, place, fn, argument)
 
     def shutdown(self) -> Any:
         """Close the workers and the scheduler, and this client."""
@@ -354,9 +355,3 @@ class ClientBase(ABC):
         rows = self._facts().items()
         body = "".join(f"<tr><th>{escape(name)}</th><td>{escape(value)}</td></tr>" for name, value in rows)
         return f"<b>Client</b><table>{body}</table>"
-
-
-def _log_failure(done: Any) -> None:
-    error = done.exception()
-    if error is not None:
-        logger.error("a done-callback raised (or the handler of an event)", exc_info=error)

@@ -8,14 +8,16 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from time import monotonic
-from typing import Any
+from typing import Any, Final
 
+from shoal.client.loop import check_running
 from shoal.core.client.future import FutureRecord, FutureStatus
 from shoal.core.client.reactor import ClientCore
 from shoal.core.effects import Answered, Effect, EventLogged, Log, Registered, Send, Settled
 from shoal.core.events import Event, LinkLost, Received, Released, Said
 from shoal.errors import ClosedClientError, LinkError, SerializationError, TaskError, UsageError
 from shoal.messages import Bye, Meet, PutData, Query, RegisterClient, ToClient, Took, ToPeer, Withdraw
+from shoal.shell import doors
 from shoal.shell.driver import Driver
 from shoal.shell.link import Identity, Link
 from shoal.shell.network import dial_lasting
@@ -26,6 +28,8 @@ logger = logging.getLogger("shoal.client")
 #: Seconds that a value which is said to be in memory is looked for.
 FETCH_TIMEOUT = 60.0
 _NONE = object()
+#: Seconds between two looks whether the loop still runs, while a thread waits for a future.
+_LOOK: Final = 2.0
 
 
 class Connection:
@@ -135,7 +139,15 @@ class Connection:
         with self.lock:
             if record.event is None:
                 record.event = threading.Event()
-        return not record.pending or bool(record.event.wait(timeout))
+        event, due = record.event, None if timeout is None else monotonic() + timeout
+        while not _is_done(record):
+            left = _LOOK if due is None else min(_LOOK, due - monotonic())
+            if event.wait(max(0.0, left)):
+                return True
+            if left < _LOOK:
+                return _is_done(record)
+            check_running(self.loop)
+        return True
 
     def when_done(self, pairs: list[tuple[FutureRecord, Callable[[], None]]]) -> None:
         """Call each callback on the loop once its key is done."""
@@ -144,7 +156,7 @@ class Connection:
     def _add_callbacks(self, pairs: list[tuple[FutureRecord, Callable[[], None]]]) -> None:
         for record, callback in pairs:
             if not record.pending:
-                callback()
+                doors.call("callback", callback)
             elif record.callbacks is None:
                 record.callbacks = [callback]
             else:
@@ -207,7 +219,7 @@ class Connection:
                 logger.log(effect.level, "%s", effect.text)
             case EventLogged():
                 if self.on_event is not None:
-                    self.on_event(effect)
+                    doors.call("handler", self.on_event, effect)
             case Registered():
                 self._registered.set()
 
@@ -218,7 +230,7 @@ class Connection:
         if record.callbacks is not None:
             callbacks, record.callbacks = record.callbacks, None
             for callback in callbacks:
-                callback()
+                doors.call("callback", callback)
 
     def _on_answer(self, answer: Answered) -> None:
         if answer.rid == 0:
@@ -462,3 +474,7 @@ class Connection:
         self.peers.close()
         self._driver.push(LinkLost("scheduler", "", reason))
         self._driver.close()
+
+
+def _is_done(record: FutureRecord) -> bool:
+    return not record.pending

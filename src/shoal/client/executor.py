@@ -49,7 +49,7 @@ class _Call(concurrent.futures.Future[Any]):
         try:
             error = future.exception()
             value = future.result() if error is None else None
-        except Exception as broken:  # it cannot be fetched or unpickled: whoever waits for it is told
+        except BaseException as broken:  # it cannot be fetched or unpickled: whoever waits for it is told
             error, value = broken, None
         try:
             if isinstance(error, FutureCancelledError):

@@ -20,7 +20,7 @@ from shoal.errors import UsageError
 from shoal.messages import RegisterPlugin, Restart, Subscribe
 from shoal.plugins.base import NannyPlugin, SchedulerPlugin, WorkerPlugin, kind_of
 from shoal.plugins.builtin import Callback, ForwardLoggingPlugin, SchedulerUploadFile, UploadFile
-from shoal.shell import serialize
+from shoal.shell import doors, serialize
 from shoal.shell.current import process
 from shoal.shell.serialize import event_of
 
@@ -240,16 +240,11 @@ class Hooks(CopyCalls):
             return
         told = (event.when, event.msg)
         if inspect.iscoroutinefunction(handler):
-            task = asyncio.get_running_loop().create_task(handler(told))
+            task = asyncio.get_running_loop().create_task(doors.wait("handler", handler, told))
             self._handling.add(task)
-            task.add_done_callback(self._handled)
+            task.add_done_callback(self._handling.discard)
         else:
-            self._run_callback(handler, told)
-
-    def _handled(self, task: asyncio.Task[Any]) -> None:
-        self._handling.discard(task)
-        if not task.cancelled() and task.exception() is not None:
-            logger.error("the handler of an event failed", exc_info=task.exception())
+            self._run_callback(handler, told, "handler")
 
 
 #: What was printed or warned of last: other clients of this process hear of it, too.
@@ -269,6 +264,8 @@ def _on_print(event: tuple[float, Any]) -> None:
     told = event[1]
     if _is_news(told):
         file = sys.stderr if told["file"] == 2 else sys.stdout
+        if file is None or file.closed:
+            return  # this program has closed it, and wants to see nothing
         file.write(told["text"])
         if told["flush"]:
             file.flush()

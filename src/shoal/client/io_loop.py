@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import logging
 from collections.abc import Callable
 from typing import Any
 
-logger = logging.getLogger("shoal.client")
+from shoal.shell import doors
 
 
 class IOLoop:
@@ -31,16 +30,11 @@ class IOLoop:
     spawn_callback = add_callback_from_signal = add_callback
 
     def _call(self, callback: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        found = callback(*args, **kwargs)
+        found = doors.call("callback", callback, *args, **kwargs)
         if inspect.isawaitable(found):
-            task: asyncio.Task[Any] = asyncio.ensure_future(found)
+            task = asyncio.get_running_loop().create_task(doors.wait("callback", lambda: found))
             self._tasks.add(task)
-            task.add_done_callback(self._done)
-
-    def _done(self, task: asyncio.Task[Any]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and task.exception() is not None:
-            logger.error("a callback on the event loop failed", exc_info=task.exception())
+            task.add_done_callback(self._tasks.discard)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.asyncio_loop, name)

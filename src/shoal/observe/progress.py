@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from shoal import config
 from shoal.client.keeping import futures_of
+from shoal.client.loop import run_threadsafe
 from shoal.client.waiting import wait
 from shoal.errors import UsageError
 from shoal.shell.pages import color
@@ -177,7 +178,7 @@ class NotebookProgress:
         self._handle: Any = None
         self.error: BaseException | None = None
         self._changed = threading.Event()
-        self._future = asyncio.run_coroutine_threadsafe(watcher.watch(self._show), watcher.client.loop)
+        self._future = run_threadsafe(watcher.watch(self._show), watcher.client.loop)
         self._future.add_done_callback(self._done)
 
     def _show(self, counts: Counts) -> None:

@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from shoal.shell import serialize
+from shoal.shell import doors, serialize
 
 
 async def call_user(payload: Any, **special: Any) -> Any:
@@ -16,8 +16,10 @@ async def call_user(payload: Any, **special: Any) -> Any:
     """
     try:
         value = await call_function(*serialize.loads(payload), **special)
-        return serialize.dumps((True, value), "the result of the function")
-    except Exception as error:
+        return serialize.dumps_safely((True, value), "the result of the function")
+    except BaseException as error:  # whatever it raises is the answer, SystemExit too
+        if doors.is_for_us(error, awaiting=True):
+            raise
         return serialize.dumps((False, serialize.error_parts(error)))
 
 
@@ -33,5 +35,5 @@ async def call_function(
         parameters = inspect.signature(function).parameters
     except (TypeError, ValueError):
         parameters = {}  # type: ignore[assignment]
-    value = function(*args, **{**kwargs, **{name: value for name, value in special.items() if name in parameters}})
-    return await value if inspect.isawaitable(value) else value
+    given = {name: value for name, value in special.items() if name in parameters}
+    return await doors.settled(function(*args, **{**kwargs, **given}))

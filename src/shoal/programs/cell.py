@@ -20,7 +20,7 @@ from shoal import config
 from shoal.errors import Reschedule
 from shoal.ids import key_from_wire
 from shoal.programs.preparing import expect_tasks, take_title
-from shoal.shell import current, serialize
+from shoal.shell import current, doors, serialize
 from shoal.shell.cells import receive, send
 from shoal.shell.current import Home
 from shoal.shell.usage import most_resident_bytes, reset_most_resident, resident_bytes
@@ -86,7 +86,7 @@ def _run(fn: str, functions: dict[str, Any], payload: Any, inputs: dict[str, Any
         parts = serialize.error_parts(error)
         peak = most_resident_bytes() - before
         return {"ok": False, "again": False, "start": start, "stop": time(), "peak": peak, "error": parts}, None
-    told = {"ok": True, "type": type(value).__name__, "nbytes": serialize.sizeof(value), "start": start, "stop": stop}
+    told = {"ok": True, "type": doors.named(value), "nbytes": serialize.sizeof(value), "start": start, "stop": stop}
     return {**told, "peak": max(0, most_resident_bytes() - before)}, sent
 
 

@@ -24,6 +24,7 @@ from shoal.programs.preloads import preloads
 from shoal.programs.servers import Server
 from shoal.programs.worker import Supervision, WorkerProgram
 from shoal.security import read_scheduler_file, secret_of
+from shoal.shell import doors
 from shoal.shell.addresses import Listening, listening
 from shoal.shell.executor import current_key
 
@@ -276,8 +277,8 @@ class Worker(Joining):
         """
         try:
             await self.program.plugin_add(plugin, name)
-        except Exception as error:
-            if not catch_errors:
+        except BaseException as error:
+            if not catch_errors or doors.is_for_us(error, awaiting=True):
                 raise
             return {"status": "error", "exception": error}
         return {"status": "OK"}

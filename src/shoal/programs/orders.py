@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from shoal.errors import UsageError
 from shoal.messages import Answer, FromCaller, Order
-from shoal.shell import serialize
+from shoal.shell import doors, serialize
 from shoal.shell.addresses import Listening, listen_at_one
 from shoal.shell.link import Identity, Link
 from shoal.shell.network import Server
@@ -82,8 +82,10 @@ class Orders:
             call = self._calls.get(order.what)
             if call is None:
                 raise UsageError(f"a nanny cannot {order.what!r}; it can {', '.join(sorted(self._calls))}")
-            payload = serialize.dumps((True, await call(**serialize.loads(order.payload))), "the answer")
-        except Exception as error:
+            payload = serialize.dumps_safely((True, await call(**serialize.loads(order.payload))), "the answer")
+        except BaseException as error:
+            if doors.is_for_us(error, awaiting=True):
+                raise
             payload = serialize.dumps((False, serialize.error_parts(error)))
         link.send(Answer(order.rid, payload))
 

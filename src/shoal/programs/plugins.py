@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import inspect
-import logging
 import warnings
 from typing import Any
 from uuid import uuid4
 
 from shoal.plugins.base import NannyPlugin, SchedulerPlugin, WorkerPlugin, hooks_of
-from shoal.shell import serialize
-
-logger = logging.getLogger("shoal.plugins")
+from shoal.shell import doors, serialize
 
 _BASES: dict[str, type] = {"worker": WorkerPlugin, "nanny": NannyPlugin, "scheduler": SchedulerPlugin}
 
@@ -71,18 +68,15 @@ class Plugins:
             raise KeyError(f"there is no {self._kind} plugin {name!r}; there are {sorted(self.installed)}")
         plugin = self.installed.pop(name)
         if self._kind == "scheduler":
-            value = plugin.close() if hasattr(plugin, "close") else None
-            if inspect.isawaitable(value):
-                await value
+            if hasattr(plugin, "close"):
+                await doors.settled(plugin.close())
         else:
             await self._call(plugin, "teardown")
 
     async def _call(self, plugin: Any, hook: str) -> None:
         function = getattr(plugin, hook, None)
         if function is not None:
-            value = function(self._server)
-            if inspect.isawaitable(value):
-                await value
+            await doors.settled(function(self._server))
 
     async def change(self, name: str, payload: Any) -> Any:
         """Install a pickled plugin, or (None) remove one; return the payload of (succeeded, value or error)."""
@@ -92,8 +86,10 @@ class Plugins:
             else:
                 await self.add(serialize.loads(payload), name)
             return serialize.dumps((True, {"status": "OK"}))
-        except Exception as error:
-            logger.warning("the %s plugin %s failed: %r", self._kind, name, error, exc_info=error)
+        except BaseException as error:
+            if doors.is_for_us(error, awaiting=True):
+                raise
+            doors.report("hook", error, f"the {self._kind} plugin {name}")
             return serialize.dumps((False, serialize.error_parts(error)))
 
     async def install_all(self, payloads: dict[str, Any]) -> None:
@@ -104,20 +100,20 @@ class Plugins:
     async def before_close(self) -> None:
         """Tell the scheduler's plugins that it is about to close."""
         for name, plugin in tuple(self.installed.items()):
-            try:
-                value = plugin.before_close() if hasattr(plugin, "before_close") else None
-                if inspect.isawaitable(value):
-                    await value
-            except Exception:
-                logger.exception("before_close of the plugin %s failed", name)
+            await self._safely(f"before_close of the plugin {name}", _before_close, plugin)
 
     async def close(self) -> None:
         """Tear all down, the last first; one that fails is logged."""
         for name in reversed(tuple(self.installed)):
-            try:
-                await self.remove(name)
-            except Exception:
-                logger.exception("the teardown of the %s plugin %s failed", self._kind, name)
+            await self._safely(f"the teardown of the {self._kind} plugin {name}", self.remove, name)
+
+    async def _safely(self, what: str, function: Any, *args: Any) -> None:
+        try:
+            await doors.settled(function(*args))
+        except BaseException as error:
+            if doors.is_for_us(error, awaiting=True):
+                raise
+            doors.report("hook", error, what)
 
     def hooks(self) -> dict[str, list[str]]:
         """The hooks of the scheduler's plugins, by name."""
@@ -135,13 +131,16 @@ class Plugins:
         """Call a hook of all plugins that have it; return what is to be awaited. One that fails is logged."""
         waiting = []
         for name, plugin in tuple(self.installed.items()):
-            function = getattr(plugin, hook, None)
-            if function is None:
-                continue
             try:
-                value = function(*args, **kwargs)
-                if inspect.isawaitable(value):
+                function = getattr(plugin, hook, None)
+                if function is not None and inspect.isawaitable(value := function(*args, **kwargs)):
                     waiting.append(value)
-            except Exception:
-                logger.exception("the hook %s of the %s plugin %s failed", hook, self._kind, name)
+            except BaseException as error:
+                if doors.is_for_us(error):
+                    raise
+                doors.report("hook", error, f"the hook {hook} of the {self._kind} plugin {name}")
         return waiting
+
+
+def _before_close(plugin: Any) -> Any:
+    return plugin.before_close() if hasattr(plugin, "before_close") else None

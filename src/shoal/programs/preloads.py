@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import inspect
-import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -18,9 +16,8 @@ from typing import Any
 from uuid import uuid4
 
 from shoal import config
-from shoal.errors import ConfigurationError
-
-logger = logging.getLogger("shoal.preload")
+from shoal.errors import ConfigurationError, StartError
+from shoal.shell import doors
 
 
 class Preloads:
@@ -50,9 +47,13 @@ class Preloads:
             try:
                 module = _load(name)
                 await _set_up(module, server, list(arguments))
-            except Exception as error:
-                error.add_note(f"(in the preload {_short(name)!r})")
-                raise
+            except BaseException as error:
+                if isinstance(error, Exception):
+                    error.add_note(f"(in the preload {_short(name)!r})")
+                    raise
+                if doors.is_for_us(error, awaiting=True):
+                    raise
+                raise StartError(f"the preload {_short(name)!r} raised {doors.text_of(error)}") from error
             self._running.append(module)
 
     async def stop(self, server: Any) -> None:
@@ -62,12 +63,7 @@ class Preloads:
             function = getattr(module, "dask_teardown", None) or getattr(module, "teardown", None)
             if function is None:
                 continue
-            try:
-                value = function(server)
-                if inspect.isawaitable(value):
-                    await value
-            except Exception:
-                logger.exception("the teardown of the preload %s failed", module.__name__)
+            await doors.wait("preload", function, server)
 
 
 def preloads(names: Any, arguments: Any, section: str) -> Preloads:
@@ -129,5 +125,4 @@ async def _set_up(module: ModuleType, server: Any, arguments: list[str]) -> None
             value = function.callback(server, *context.args, **context.params) if function.callback else None
     else:
         value = function(server)
-    if inspect.isawaitable(value):
-        await value
+    await doors.settled(value)

@@ -8,7 +8,7 @@ import importlib
 import itertools
 import logging
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 from uuid import uuid4
 
@@ -37,7 +37,7 @@ from shoal.messages import TaskError as SentError
 from shoal.plugins.base import hooks_of
 from shoal.programs.calls import call_user
 from shoal.programs.plugins import Plugins
-from shoal.shell import serialize
+from shoal.shell import doors, serialize
 from shoal.shell.driver import Driver
 from shoal.shell.link import Identity, Link
 from shoal.shell.logs import LogKeeper
@@ -311,7 +311,7 @@ class SchedulerProgram:
 
     def _wait_for(self, waiting: list[Any]) -> None:
         for awaitable in waiting:
-            self._spawn(_logged(awaitable))
+            self._spawn(doors.wait("hook", lambda given=awaitable: given))
 
     async def register_worker_plugin(self, plugin: Any, name: str) -> dict[str, Any]:
         """Install a plugin in all workers, there now or later; what each that is there said, by address."""
@@ -411,10 +411,7 @@ class SchedulerProgram:
         """Ask the plugins which of ``workers`` may be removed when the cluster shrinks."""
         for plugin in self._hooks.installed.values():
             if "valid_workers_downscaling" in hooks_of(plugin):
-                try:
-                    workers = list(plugin.valid_workers_downscaling(self._public, workers))
-                except Exception:
-                    logger.exception("valid_workers_downscaling of the plugin %r failed", plugin)
+                workers = doors.call("hook", _narrowed, plugin, self._public, workers, otherwise=workers)
         return workers
 
     def log_event(self, topic: str | Sequence[str], msg: Any) -> None:
@@ -447,8 +444,6 @@ class SchedulerProgram:
         await asyncio.sleep(0)
 
 
-async def _logged(awaitable: Awaitable[Any]) -> None:
-    try:
-        await awaitable
-    except Exception:
-        logger.exception("a hook of a plugin failed")
+def _narrowed(plugin: Any, scheduler: Any, workers: list[WorkerRecord]) -> list[WorkerRecord]:
+    asked = list(plugin.valid_workers_downscaling(scheduler, workers))
+    return [worker for worker in workers if worker in asked]  # what else it named is none of them

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from uuid import uuid4
 
+import msgspec
+
 from shoal import config
 from shoal.core.effects import (
     Answered,
@@ -60,6 +62,7 @@ from shoal.programs.calls import call_user
 from shoal.programs.lifetime import Lifetime
 from shoal.programs.plugins import Plugins
 from shoal.programs.serving import Serving
+from shoal.shell import doors
 from shoal.shell.actors import Actors
 from shoal.shell.addresses import Listening, listen_at_one
 from shoal.shell.areas import AREAS
@@ -180,6 +183,8 @@ class WorkerProgram(Serving):
         self._cells = Cells(
             lambda: (self.id, self.name, self.address, scheduler, secret, config.export(), config.import_path())
         )
+        #: Threads that ended which should not have.
+        self.incidents = 0
         self._pools = {
             pool: ThreadExecutor(
                 size,
@@ -195,6 +200,7 @@ class WorkerProgram(Serving):
                 self.memory_manager.make_room if memory_limit else None,
                 self.profiler,
                 self._cells,
+                self._on_incident,
             )
             for pool, size in {"": nthreads, **self.executors}.items()
         }
@@ -378,9 +384,18 @@ class WorkerProgram(Serving):
         logger.error("the spilled value of %r is lost: %s; it is computed again", key, reason)
         self.driver.push(ValuesLost([key]))
 
+    def _on_incident(self, text: str) -> None:
+        """Something of this process ended that should not have, and was replaced."""
+        logger.error("%s; another has taken its place", text)
+        self.incidents += 1
+        told = {"action": "incident", "worker": self.address, "name": self.name, "what": text}
+        self._send(event_of(["all", self.address], told))
+
     def _beat(self, interval: float) -> None:
         if self._link is None or self._link.closed:
             return
+        for pool in self._pools.values():
+            pool.watch()
         self._link.send(Heartbeat(self.metrics()))
         AREAS.trim()
         self._heartbeat = asyncio.get_running_loop().call_later(interval, self._beat, interval)
@@ -395,14 +410,18 @@ class WorkerProgram(Serving):
             "executed": self.core.executed,
             "bytes_in": self.bytes_in,
             "bytes_out": self.bytes_out,
+            "incidents": self.incidents,
+            "failures_outside_of_tasks": doors.COUNTS.total(),
         }
 
     def _metric(self, name: str, metric: Callable[[Any], Any]) -> Any:
+        value = doors.call("metric", metric, self._public)
         try:
-            return metric(self._public)
-        except Exception:
-            logger.exception("the metric %r failed", name)
+            msgspec.msgpack.encode(value)
+        except BaseException as error:
+            doors.report("metric", error, f"the metric {name!r} gave no plain value, which")
             return None
+        return value
 
     async def plugin_add(self, plugin: Any, name: str | None = None) -> str:
         """Install a plugin here; return its name."""

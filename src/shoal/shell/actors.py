@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from types import CoroutineType
 from typing import Any
 
 from shoal.errors import LostActorError
@@ -56,8 +56,8 @@ def _call(instance: Any, name: str, payload: Any) -> Any:
         if payload is not None:
             args, kwargs = serialize.loads(payload)
             value = value(*args, **kwargs)
-            if inspect.iscoroutine(value):
+            if type(value) is CoroutineType:
                 value = asyncio.run(value)
         return serialize.dumps_safely((True, value), f"the result of {name}")
-    except BaseException as error:
+    except BaseException as error:  # it is the answer
         return serialize.dumps((False, serialize.error_parts(error)))

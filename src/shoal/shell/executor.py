@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import queue
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from time import perf_counter, time
 from types import CoroutineType
-from typing import Any
+from typing import Any, Final
 
 from shoal.core.effects import Run
 from shoal.core.events import Outcome
-from shoal.errors import Reschedule, SerializationError
+from shoal.errors import Reschedule, SerializationError, TaskThreadError
 from shoal.ids import key_from_wire
 from shoal.messages import TaskError
-from shoal.shell import current, serialize
+from shoal.shell import current, doors, serialize
 from shoal.shell.cells import Cells, Killed
 from shoal.shell.current import Home
 from shoal.shell.profiler import Profiler
@@ -24,6 +26,9 @@ from shoal.shell.recorder import Recorder
 from shoal.shell.store import Held, LostValueError, Pickled, ValueStore
 
 _local = threading.local()
+
+#: The recursion limit that shoal itself needs; a task that sets a lower one does so for all threads.
+_SHALLOWEST: Final = 400
 
 
 def current_pool() -> ThreadExecutor | None:
@@ -65,6 +70,8 @@ class ThreadExecutor:
         Told of when tasks begin and end.
     cells
         Processes for tasks that may have to be ended.
+    on_incident
+        Called on the loop with what happened when a thread ended that should not have; another has taken its place.
     """
 
     def __init__(
@@ -82,6 +89,7 @@ class ThreadExecutor:
         make_room: Callable[[], None] | None = None,
         profiler: Profiler | None = None,
         cells: Cells | None = None,
+        on_incident: Callable[[str], None] | None = None,
     ) -> None:
         self._store, self._loop, self._on_done, self._inline_bytes = store, loop, on_done, inline_bytes
         self._recorder, self._home, self._make_room = recorder, home, make_room
@@ -94,7 +102,14 @@ class ThreadExecutor:
         self._cancelled: set[str] = set()
         self._pickled: dict[str, Any] = {}
         self._functions: dict[str, Callable[..., Any]] = {}
-        self._on_left, self._on_lost = on_left, on_lost
+        self._on_left, self._on_lost, self._on_incident = on_left, on_lost, on_incident
+        #: Tasks that were submitted and of which the loop has not heard again, in their order.
+        self._given: dict[str, Run] = {}
+        #: The threads that there are, and their numbers.
+        self._threads: dict[threading.Thread, int | None] = {}
+        self._missing: dict[str, Run] = {}
+        self._outside: set[threading.Thread] = set()
+        self._nthreads, self._short = nthreads, False
         self._lock = threading.Lock()
         self._size = 0
         self._numbers = list(range(nthreads))[::-1] if numbers is None else numbers
@@ -108,9 +123,20 @@ class ThreadExecutor:
                 return
             self._size += 1
             number = self._numbers.pop() if self._numbers else None
-        threading.Thread(target=self._work, args=(number,), name=f"shoal-task-{number}", daemon=True).start()
+            thread = threading.Thread(target=self._work, args=(number,), name=f"shoal-task-{number}", daemon=True)
+            self._threads[thread] = number
+        try:
+            thread.start()
+        except BaseException:
+            with self._lock:
+                self._size -= 1
+                del self._threads[thread]
+                if number is not None:
+                    self._numbers.append(number)
+            raise
 
     def submit(self, run: Run) -> None:
+        self._given[run.key] = run
         self._queue.put((run, self._store.take(run.deps)))
 
     def cancel(self, keys: Sequence[str], kill: bool = False) -> None:
@@ -154,10 +180,11 @@ class ThreadExecutor:
             raise ValueError("secede works inside of tasks only")
         if _local.outside:
             return
+        self._add_thread()
         _local.outside = True
         with self._lock:
             self._size -= 1
-        self._add_thread()
+            self._outside.add(threading.current_thread())
         self._tell((key, True))
 
     def is_outside(self) -> bool:
@@ -174,6 +201,7 @@ class ThreadExecutor:
         _local.outside = False
         with self._lock:
             self._size += 1
+            self._outside.discard(threading.current_thread())
         self._tell((_local.key, False))
 
     def _work(self, number: int | None) -> None:
@@ -187,37 +215,124 @@ class ThreadExecutor:
                     break
                 self._begin(*run, number, recorder)
                 del run  # or it would keep the task's inputs until the next one comes
-        except RuntimeError:
-            pass  # the loop is closed: this process is ending
+        except BaseException as error:
+            self._break_off(number, error)
+            return
+        self._leave(threading.current_thread(), number, not _local.outside)
+
+    def _leave(self, thread: threading.Thread, number: int | None, of_the_pool: bool) -> bool:
+        """A thread is gone, or about to be; False if that was known."""
         with self._lock:
-            self._size -= not _local.outside
+            if thread not in self._threads:
+                return False
+            del self._threads[thread]
+            self._outside.discard(thread)
+            self._size -= of_the_pool
             if number is not None:
                 self._numbers.append(number)
+            return True
 
     def _begin(self, run: Run, inputs: dict[str, Held], number: int | None, recorder: Recorder | None) -> None:
         if run.key in self._cancelled:
             self._cancelled.discard(run.key)
             outcome = Outcome(run.key, "skipped")
         else:
-            if recorder is not None and number is not None:
-                recorder.begin(number, run.key)
             _local.key = run.key
             thread = threading.get_ident()
             self._inside[thread] = run.key
-            if self._profiler is not None:
-                self._profiler.begin(thread)
-            outcome = self._execute(run, inputs) if run.apart is None else self._execute_apart(run, inputs)
-            if self._profiler is not None:
-                grown = self._profiler.end(thread)
-                outcome.peak = outcome.peak or grown
-            if self._make_room is not None:
-                self._make_room()
+            try:
+                if recorder is not None and number is not None:
+                    recorder.begin(number, run.key)
+                if self._profiler is not None:
+                    self._profiler.begin(thread)
+                outcome = self._execute(run, inputs) if run.apart is None else self._execute_apart(run, inputs)
+            except BaseException as error:
+                doors.report("bookkeeping", error, f"what surrounds the task {run.key!r}")
+                outcome = self._failed(run.key, error)
+            try:
+                if self._profiler is not None:
+                    grown = self._profiler.end(thread)
+                    outcome.peak = outcome.peak or grown
+                if self._make_room is not None:
+                    self._make_room()
+                if recorder is not None and number is not None:
+                    recorder.end(number)
+                if sys.getrecursionlimit() < _SHALLOWEST:
+                    sys.setrecursionlimit(_SHALLOWEST)  # a task changed it, for all threads of this process
+            except BaseException as error:
+                doors.report("bookkeeping", error, f"what follows the task {run.key!r}")
             outcome.thread = -1 if number is None else number
             _local.key = None
             del self._inside[thread]
-            if recorder is not None and number is not None:
-                recorder.end(number)
         self._tell(outcome)
+
+    # -------------------------------------------------------------------------------------------- incidents
+
+    def _failed(self, key: str, error: BaseException) -> Outcome:
+        """The outcome of a task whose thread could not go on with it."""
+        self._store.drop([key])
+        told = TaskThreadError(f"the thread of the task {key!r} failed outside of its function: {doors.text_of(error)}")
+        told.__cause__ = error
+        now = time()
+        return Outcome(key, "error", start=now, stop=now, error=serialize.dump_error(told))
+
+    def _break_off(self, number: int | None, error: BaseException) -> None:
+        """This thread cannot go on: the loop is closed, or something ended it that ends threads."""
+        thread = threading.current_thread()
+        if self._loop.is_closed():
+            self._leave(thread, number, not _local.outside)
+            return
+        doors.report("bookkeeping", error, f"{thread.name} ended, and")
+        self._replace(thread, number, threading.get_ident(), not _local.outside, error)
+
+    def _replace(
+        self, thread: threading.Thread, number: int | None, ident: int | None, of_the_pool: bool, error: BaseException
+    ) -> None:
+        """Put another thread in the place of one that is gone, and say how its task ended."""
+        if not self._leave(thread, number, of_the_pool):
+            return
+        key = self._inside.pop(ident, None) if ident is not None else None
+        try:
+            if of_the_pool:
+                self._add_thread()
+        except BaseException as failure:
+            doors.report("bookkeeping", failure, "a thread for tasks could not be started (it is tried again), and")
+        if key is not None:
+            self._tell(self._failed(key, error))
+        what = f"the task {key!r}, which failed with it" if key is not None else "no task"
+        text = f"{thread.name} ended ({doors.text_of(error)}) while it had {what}"
+        if self._on_incident is not None:
+            self._loop.call_soon_threadsafe(self._on_incident, text)
+
+    def watch(self) -> None:
+        """Look for threads that are gone without a word, and for tasks that no thread has; called on the loop.
+
+        What is missing at two looks in a row is: a thread may be between two tasks at one of them.
+        """
+        if self._closed:
+            return
+        alive = set(os.listdir("/proc/self/task"))
+        for thread, number in tuple(self._threads.items()):
+            if thread.ident is not None and not (thread.is_alive() and str(thread.native_id) in alive):
+                gone = RuntimeError("it was ended from outside of Python")
+                self._replace(thread, number, thread.ident, thread not in self._outside, gone)
+        short = self._size < self._nthreads
+        if short and self._short:
+            doors.call("bookkeeping", self._add_thread)
+        self._short = short
+        waiting = self._queue.qsize()
+        inside = set(self._inside.values())
+        taken = list(self._given.items())[: max(0, len(self._given) - waiting)]
+        missing = {key: run for key, run in taken if key not in inside}
+        for key, run in missing.items():
+            if self._missing.get(key) is run and not self._done:
+                doors.report(
+                    "bookkeeping",
+                    RuntimeError("a thread took it and was ended"),
+                    f"the task {key!r} is run again: its thread",
+                )
+                self._tell(Outcome(key, "reschedule", start=time(), stop=time()))  # no thread has begun it
+        self._missing = missing
 
     def _tell(self, what: Outcome | tuple[str, bool]) -> None:
         """Have the loop hear of it, in the order in which it happened."""
@@ -233,7 +348,8 @@ class ThreadExecutor:
             what = self._done.popleft()
             if isinstance(what, Outcome):
                 self._cancelled.discard(what.key)
-                items.append(what)
+                if self._given.pop(what.key, None) is not None:  # or it was given up, and is told of twice
+                    items.append(what)
                 continue
             if items:
                 self._on_done(items)
@@ -276,7 +392,7 @@ class ThreadExecutor:
             if inline is not None and (type(inline) is not bytes or len(inline) > self._inline_bytes):
                 inline = None
         self._store.put(run.key, value, nbytes)
-        return Outcome(run.key, "ok", nbytes, type(value).__name__, begun, begun + elapsed, inline)
+        return Outcome(run.key, "ok", nbytes, doors.named(value), begun, begun + elapsed, inline)
 
     def _execute_apart(self, run: Run, taken: dict[str, Held]) -> Outcome:
         """Run a task in a process of its own."""
@@ -292,7 +408,7 @@ class ThreadExecutor:
         except LostValueError as error:
             self._loop.call_soon_threadsafe(self._on_lost, *error.args)
             return Outcome(key, "reschedule", start=begun, stop=begun)
-        except Exception as error:
+        except BaseException as error:  # also what its inputs raise when they are unpickled
             return Outcome(key, "error", start=begun, stop=time(), error=serialize.dump_error(error))
         start, stop, peak = told["start"], told["stop"], told["peak"]
         if not told["ok"]:

@@ -17,6 +17,7 @@ from types import FrameType
 from typing import Any, Final
 
 from shoal.ids import key_prefix
+from shoal.shell import doors
 from shoal.shell.usage import resident_bytes
 
 Tree = dict[str, Any]
@@ -156,7 +157,7 @@ class Profiler:
                 continue
             idle, now = 0, time.time()
             if self.enabled:
-                self._look(running, now)
+                doors.call("source", self._look, running, now)
             if now - looked >= _MEMORY:
                 looked = now
                 self._held = held = resident_bytes()

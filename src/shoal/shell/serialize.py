@@ -14,12 +14,14 @@ import sys
 import threading
 import traceback as tracebacks
 from collections.abc import Callable, Sequence
+from itertools import islice
 from time import time
 from types import BuiltinFunctionType, CodeType, FunctionType, ModuleType, TracebackType
 from typing import Any, Final
 
 from shoal.errors import SerializationError
 from shoal.messages import Blob, LogEvent, TaskError
+from shoal.shell import doors
 
 #: Buffers smaller than this are copied into the pickle.
 _OUT_OF_BAND = 32 * 1024
@@ -118,9 +120,7 @@ def dumps(value: Any, what: str = "value") -> Any:
         try:
             data = _cloudpickle(value, buffers)
         except Exception as error:
-            raise SerializationError(
-                f"{what} of type {type(value).__name__} cannot be pickled: {error or first}"
-            ) from error
+            raise _cannot_be_pickled(value, what, error, first) from error
     if not buffers and len(data) <= _INSIDE:
         return data
     return Blob([data, *(buffer.raw() for buffer in buffers)])
@@ -133,7 +133,20 @@ def dumps_safely(value: Any, what: str = "value") -> Any:
     except SerializationError:
         raise
     except BaseException as error:
-        raise SerializationError(f"{what} of type {type(value).__name__} cannot be pickled: {error!r}") from error
+        raise _cannot_be_pickled(value, what, error) from error
+
+
+def _cannot_be_pickled(value: Any, what: str, *errors: BaseException) -> SerializationError:
+    """The error that says so, in the words of the first of ``errors`` that has any."""
+    told = next((text for text in map(_words, errors) if text), doors.named(errors[0]))
+    return SerializationError(f"{what} of type {doors.named(value)} cannot be pickled: {told}")
+
+
+def _words(error: BaseException) -> str:
+    try:
+        return f"{error}"[:_MOST_TEXT] + ("" if isinstance(error, Exception) else f" ({doors.named(error)})")
+    except BaseException:
+        return ""  # its own __str__ raises: the name of its class is told
 
 
 def _collector(buffers: list[pickle.PickleBuffer]) -> Callable[[pickle.PickleBuffer], bool]:
@@ -253,16 +266,32 @@ def _global_names(code: CodeType) -> list[str]:
 # ------------------------------------------------------------------------------------------------------ errors
 
 
+#: The attributes that all exceptions have: a class may put properties of its own over them.
+_CAUSE, _CONTEXT, _SUPPRESSED, _TRACEBACK = (
+    BaseException.__dict__[name] for name in ("__cause__", "__context__", "__suppress_context__", "__traceback__")
+)
+
+
 def dump_error(error: BaseException, depth: int = 0) -> TaskError:
-    """Return an exception as it travels, with those that led to it; what cannot be pickled travels as text."""
-    text = type(error).__name__
-    lines = ""
-    frames = error.__traceback__
+    """Return an exception as it travels, with those that led to it; what cannot be pickled travels as text.
+
+    It is code of users that says what an exception is, and how it is pickled: whatever that raises, this does not.
+    """
     try:
-        text = f"{text}: {error}"
+        return _dump_error(error, depth)
+    except BaseException as failure:  # there is no memory, or a class does what nobody has thought of
+        doors.report("error", failure, f"an exception of type {doors.named(error)} could not be sent, and")
+        return TaskError(None, None, doors.text_of(error)[:_MOST_TEXT], "", None, False)
+
+
+def _dump_error(error: BaseException, depth: int) -> TaskError:
+    text = doors.text_of(error)
+    lines = ""
+    frames = _TRACEBACK.__get__(error)
+    try:
         lines = "".join(tracebacks.format_exception(type(error), error, frames))
-    except BaseException as cause:  # its own __str__ may raise anything
-        text = f"{text} (which cannot say what it is: {type(cause).__name__})"
+    except BaseException as failure:
+        lines = f"(its traceback cannot be formatted: {doors.named(failure)})"
     exception = traceback = None
     try:
         exception = dumps(error, "exception")
@@ -274,10 +303,10 @@ def dump_error(error: BaseException, depth: int = 0) -> TaskError:
             import tblib
 
             traceback = pickle.dumps(tblib.Traceback(frames).to_dict(), 5)
-        except Exception as cause:
-            lines += f"\n(the traceback itself could not be sent: {cause})"
-    explicit = error.__cause__ is not None
-    before = error.__cause__ if explicit else None if error.__suppress_context__ else error.__context__
+        except Exception as failure:
+            lines += f"\n(the traceback itself could not be sent: {failure})"
+    explicit = (cause := _CAUSE.__get__(error)) is not None
+    before = cause if explicit else None if _SUPPRESSED.__get__(error) else _CONTEXT.__get__(error)
     earlier = dump_error(before, depth + 1) if before is not None and depth < _MOST_CAUSES else None
     return TaskError(exception, traceback, text[:_MOST_TEXT], lines[-_MOST_TEXT:], earlier, explicit)
 
@@ -293,13 +322,16 @@ def load_error(error: TaskError) -> BaseException:
     from shoal.errors import LostActorError, LostDataError, NoValidWorkerError, UsageError
     from shoal.errors import TaskError as RemoteError
 
-    found: BaseException | None = None
+    found: Any = None
     if error.exception is not None:
         try:
             found = loads(error.exception)
-        except Exception as cause:
-            found = RemoteError(f"{error.text} (the exception itself cannot be unpickled here: {cause!r})")
-    if not isinstance(found, BaseException):
+        except BaseException as cause:  # unpickling it may raise anything, SystemExit too
+            if doors.is_for_us(cause):
+                raise
+            told = doors.text_of(cause)
+            found = RemoteError(f"{error.text} (the exception itself cannot be unpickled here: {told})")
+    if not issubclass(type(found), BaseException):  # isinstance would ask its __class__
         kind, _, rest = error.text.partition(": ")
         kinds: dict[str, type[Exception]] = {
             "LostDataError": LostDataError, "LostActorError": LostActorError, "NoValidWorkerError": NoValidWorkerError,
@@ -309,10 +341,12 @@ def load_error(error: TaskError) -> BaseException:
     if error.before is not None:
         before = load_error(error.before)
         if error.explicit:
-            found.__cause__ = before
+            _CAUSE.__set__(found, before)
         else:
-            found.__context__ = before
-    return found.with_traceback(load_traceback(error))
+            _CONTEXT.__set__(found, before)
+    _TRACEBACK.__set__(found, load_traceback(error))
+    raised: BaseException = found
+    return raised
 
 
 def load_traceback(error: TaskError) -> TracebackType | None:
@@ -330,22 +364,62 @@ def load_traceback(error: TaskError) -> TracebackType | None:
 _ATOMS = frozenset({int, float, bool, complex, str, bytes, bytearray, type(None)})
 
 
+#: Elements of a collection that are looked at, objects in all, and how deep; the size past which nothing is believed.
+_SAMPLE, _MOST_LOOKS, _DEEPEST, _LARGEST = 10, 1000, 50, 1 << 48
+
+
 def sizeof(value: Any) -> int:
-    """Bytes that ``value`` takes, by dask's registry where it knows better than ``sys.getsizeof``."""
+    """Bytes that ``value`` takes, by dask's registry where it knows better than ``sys.getsizeof``.
+
+    Never raises: where code of users raises when it is asked, or says what cannot be, it is the size of the bare
+    object.
+    """
     kind = type(value)
     if kind in _ATOMS:
         return sys.getsizeof(value)
-    nbytes = getattr(value, "nbytes", None)
-    if type(nbytes) is int:
-        return nbytes
-    if kind in (list, tuple, set, frozenset) and len(value) <= 10:
-        return sys.getsizeof(value) + sum(map(sizeof, value))
     try:
+        size = _Sizes().of(value, 0)
+        if 0 <= size <= _LARGEST:
+            return size
+        doors.report("size", ValueError(f"its size is said to be {size}"), f"the size of a {doors.named(value)}")
+    except BaseException as error:
+        doors.report("size", error, f"the size of a {doors.named(value)}")
+    return object.__sizeof__(value)
+
+
+class _Sizes:
+    """Looks at the parts of one value: not at all of them, since one that holds itself has no end."""
+
+    __slots__ = ("_left",)
+
+    def __init__(self) -> None:
+        self._left = _MOST_LOOKS
+
+    def of(self, value: Any, depth: int) -> int:
+        kind = type(value)
+        if kind in _ATOMS:
+            return sys.getsizeof(value)
+        self._left -= 1
+        if kind in (list, tuple, set, frozenset):
+            return sys.getsizeof(value) + self._of_parts(value, depth)
+        if kind is dict:
+            return sys.getsizeof(value) + self._of_parts(value, depth) + self._of_parts(value.values(), depth)
+        nbytes = getattr(value, "nbytes", None)
+        if type(nbytes) is int:
+            return nbytes
         from dask.sizeof import sizeof as dask_sizeof
 
         return int(dask_sizeof(value))
-    except Exception:
-        return sys.getsizeof(value)  # an object whose own __sizeof__ or len is broken
+
+    def _of_parts(self, values: Any, depth: int) -> int:
+        """Bytes of the parts of a collection, from a sample where there are many."""
+        count = len(values)
+        if not count or self._left <= 0 or depth == _DEEPEST:
+            return 0
+        if count <= _SAMPLE:
+            return sum(self.of(one, depth + 1) for one in values)
+        sample = values[:: count // _SAMPLE] if isinstance(values, list | tuple) else list(islice(values, _SAMPLE))
+        return sum(self.of(one, depth + 1) for one in sample) * count // len(sample)
 
 
 def event_of(topic: str | Sequence[str], msg: Any) -> LogEvent:

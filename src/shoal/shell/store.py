@@ -75,16 +75,18 @@ class ValueStore:
     def put(self, key: str, value: Any, nbytes: int = 0) -> None:
         """Keep a value of ``nbytes``, in place of one that was there."""
         with self._lock:
-            self._forget(key)
+            before = self._forget(key)
             self._fast[key] = Held(value, nbytes)
             self.managed += nbytes
+        del before  # outside of the lock: a value's own __del__ may do anything
 
-    def _forget(self, key: str) -> None:
+    def _forget(self, key: str) -> Held | None:
         held = self._fast.pop(key, None)
         if held is not None:
             self.managed -= held.size
         elif (held := self._slow.pop(key, None)) is not None:
             self.spilled_memory -= held.size
+        return held
 
     def take(self, keys: Sequence[str]) -> dict[str, Held]:
         """Return what is held of some keys; what is on disk stays there until :meth:`load`."""
@@ -158,8 +160,8 @@ class ValueStore:
     def drop(self, keys: Sequence[str]) -> None:
         """Let go of values."""
         with self._lock:
-            for key in keys:
-                self._forget(key)
+            gone = [self._forget(key) for key in keys]
+        del gone  # outside of the lock, as above
 
     def evict(self) -> int | None:
         """Spill the value that was used least recently; return its bytes, or None if none can be spilled.

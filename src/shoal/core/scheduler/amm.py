@@ -141,8 +141,10 @@ class MemoryManager:
         for policy in tuple(self.policies):
             try:
                 yield from _generator(policy.run())
-            except Exception as error:  # a user's own: the others, and the scheduler, go on
-                self._log(ERROR, f"the policy {policy!r} of the memory manager failed: {error!r}")
+            except BaseException as error:  # a user's own: the others, and the scheduler, go on
+                self._log(ERROR, f"the policy {_words(policy)} of the memory manager failed: {_words(error)}")
+                if isinstance(error, GeneratorExit):
+                    return  # it may be this generator that is closed
 
     def step(self, now: float) -> bool:
         """Go on with a pass, or begin one that is due; return whether there is more to do at once."""
@@ -164,7 +166,12 @@ class MemoryManager:
                 if suggestion is None:
                     chosen = None
                     continue
-                chosen = self._carry_out(*suggestion)
+                sound = _checked(suggestion)
+                if sound is None:
+                    self._log(ERROR, f"a policy of the memory manager suggests {_words(suggestion)}: {_SOUND}")
+                    chosen = None
+                    continue
+                chosen = self._carry_out(*sound)
                 self.counts[suggestion[0] if chosen is not None else "refused"] += 1
         except StopIteration:
             self._pass = self._next = None  # the next event, whatever it is, sets the time for another
@@ -221,6 +228,27 @@ class MemoryManager:
         ]
         source = max(able, key=lambda worker: (self._copying.projected(worker), worker.id), default=None)
         return source if source is not None and self.state.drop_copy(task, source) else None
+
+
+_SOUND: Final = "it may be ('replicate' or 'drop', a task, workers or None)"
+
+
+def _checked(suggestion: Any) -> Suggestion | None:
+    """What a policy suggests, with its candidates in a list; None where it is something else."""
+    try:
+        what, task, candidates = suggestion
+        named = None if candidates is None else list(candidates)
+    except BaseException:  # what a user's own collection raises: it is told as no suggestion at all
+        return None
+    known = isinstance(task, Task) and all(isinstance(one, WorkerRecord) for one in named or ())
+    return (what, task, named) if type(what) is str and known else None
+
+
+def _words(thing: Any) -> str:
+    try:
+        return repr(thing)
+    except BaseException:
+        return f"(a {type(thing).__name__} whose __repr__ raises)"
 
 
 def _generator(suggestions: Iterable[Suggestion | None]) -> Suggestions:
