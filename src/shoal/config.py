@@ -219,6 +219,21 @@ def silence_timeout() -> float:
     return found
 
 
+def owed_bytes() -> int:
+    """Bytes that a client may owe to the scheduler before its submissions wait.
+
+    Raises
+    ------
+    ConfigurationError
+        If it is nothing.
+    """
+    name = "shoal.client.owed-bytes"
+    found = nbytes(get(name, "128 MiB"), name)
+    if found < 1:
+        raise ConfigurationError(f"{name} must be more than 0, got {found}")
+    return found
+
+
 def nbytes(value: Any, name: str) -> int:
     """Return a size given as a number or as text (``"4 GiB"``), in bytes.
 

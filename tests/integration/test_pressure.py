@@ -3,13 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
 from typing import Any
 
+import dask
+import psutil
 import pytest
 
+from shoal import Client
+from shoal.client.packing import BATCH_BYTES
+from shoal.errors import ClosedClientError
 from shoal.messages import INBOUND, OUTBOUND, Answer, Blob, Query
 from shoal.shell.link import Identity, Link
 from shoal.shell.network import dial_lasting, listen, local_address
+from tests.integration.helpers import until
 
 SECRET = b"s" * 32
 MIB = 1 << 20
@@ -120,3 +134,152 @@ def test_what_is_left_of_a_closed_link_is_dropped_if_its_peer_takes_nothing(monk
         pair.server.close()
 
     asyncio.run(main())
+
+
+# ---------------------------------------------------------------------------------------------- processes
+
+
+@contextlib.contextmanager
+def stopped(pid: int) -> Iterator[None]:
+    """A process that does nothing."""
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+def head_of(client: Client) -> int:
+    """The process of the scheduler."""
+    return int(client.run_on_scheduler(os.getpid))
+
+
+class Reader(threading.Thread):
+    """Maps over a stream of arguments, and notes how far it came, and how it ended."""
+
+    def __init__(self, client: Client, count: int, size: int) -> None:
+        super().__init__()
+        self.client, self.count, self.size = client, count, size
+        self.taken = 0
+        self.lengths: list[int] = []
+        self.error: BaseException | None = None
+
+    def run(self) -> None:
+        def stream() -> Iterator[bytes]:
+            for number in range(self.count):
+                self.taken += 1
+                yield number.to_bytes(4, "little") * (self.size // 4)
+
+        try:
+            self.lengths = self.client.gather(self.client.map(len, stream()))
+        except BaseException as error:
+            self.error = error
+
+    def stands(self) -> bool:
+        """Whether it takes no more."""
+        before = self.taken
+        time.sleep(0.3)
+        return self.taken == before and before > 0
+
+
+def test_a_map_waits_while_the_scheduler_takes_nothing_and_goes_on_when_it_does(cluster):
+    with dask.config.set({"shoal.client.owed-bytes": "8 MiB"}), Client(cluster) as client:
+        head = head_of(client)
+        reader = Reader(client, 2000, 64 << 10)
+        with stopped(head):
+            reader.start()
+            until(reader.stands)
+            # What is owed, one batch more that was packed, and what the kernel took.
+            assert reader.taken * reader.size < 8 * MIB + 2 * BATCH_BYTES + 16 * MIB
+        reader.join(60)
+        assert reader.lengths == [reader.size] * reader.count
+
+
+def test_closing_a_client_lets_go_of_whoever_waits_for_the_scheduler(cluster):
+    with dask.config.set({"shoal.client.owed-bytes": "8 MiB"}):
+        client = Client(cluster)
+    reader = Reader(client, 2000, 64 << 10)
+    with stopped(head_of(client)):
+        reader.start()
+        until(reader.stands)
+        client.close()
+        reader.join(20)
+    assert isinstance(reader.error, ClosedClientError)
+
+
+def test_an_interrupt_ends_the_waiting_for_the_scheduler(cluster):
+    with dask.config.set({"shoal.client.owed-bytes": "8 MiB"}), Client(cluster) as client:
+        future = client.submit(len, b"x")
+        assert future.result() == 1
+        with stopped(head_of(client)):
+            timer = threading.Timer(1.0, lambda: os.kill(os.getpid(), signal.SIGINT))
+            timer.start()
+            with pytest.raises(KeyboardInterrupt):
+                client.map(len, (bytes(64 << 10) + bytes([n]) for n in range(255)), pure=False)
+                client.map(len, (bytes(64 << 10) + bytes([n]) for n in range(255)), pure=False)
+                client.map(len, (bytes(64 << 10) + bytes([n]) for n in range(255)), pure=False)
+            timer.join()
+        assert client.submit(len, b"xyz").result(timeout=30) == 3
+
+
+STOPPED_CLIENT = """
+import sys, time, shoal
+from tests.integration.functions import inc
+
+def gate(seconds):
+    time.sleep(seconds)
+
+def large(gate, number):
+    return number.to_bytes(4, "little") * 2000
+
+if __name__ == "__main__":
+    with shoal.Client(sys.argv[1]) as client:
+        first = client.submit(gate, 2)
+        futures = client.map(large, [first] * COUNT, range(COUNT))
+        client.scheduler_info()  # which is answered after all that was submitted has been heard
+        print("ready", flush=True)
+        values = client.gather(futures)
+        assert [int.from_bytes(value[:4], "little") for value in values] == list(range(COUNT))
+        print("well", flush=True)
+"""
+COUNT = 10_000
+
+
+def test_a_stopped_client_costs_the_scheduler_some_megabytes_and_hears_all_of_it_later(cluster, client, tmp_path):
+    program = tmp_path / "client.py"
+    program.write_text(STOPPED_CLIENT.replace("COUNT", str(COUNT)))
+    process = subprocess.Popen(
+        [sys.executable, str(program), cluster.scheduler_address],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([os.getcwd(), *filter(None, sys.path)])},
+    )
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        scheduler = psutil.Process(head_of(client))
+        with stopped(process.pid):
+            before = scheduler.memory_info().rss
+            until(lambda: sum(group["states"].get("memory", 0) for group in client.run_on_scheduler(_states)) > COUNT)
+            grown = scheduler.memory_info().rss - before
+            links = client.run_on_scheduler(_owed)
+            assert len(links) == 1
+            assert max(links.values()) < 16 * MIB
+            assert grown < 60 * MIB, f"{grown} bytes for {COUNT * 8000} bytes of results"
+        assert process.stdout.readline() == "well\n"
+        assert process.wait(20) == 0
+    finally:
+        process.kill()
+        process.wait()
+        if process.stdout is not None:
+            process.stdout.close()
+
+
+def _states(dask_scheduler: Any) -> list[Any]:
+    from shoal.core.scheduler import info
+
+    return list(info.groups(dask_scheduler.core).values())
+
+
+def _owed(dask_scheduler: Any) -> dict[str, int]:
+    return {id: link.owed for id, link in dask_scheduler.links.items() if link.full}

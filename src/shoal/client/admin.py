@@ -23,6 +23,9 @@ from shoal.shell import serialize
 logger = logging.getLogger("shoal.client")
 T = TypeVar("T")
 
+#: About what a message takes of which nobody knows the size.
+_TOLD_BYTES = 512
+
 
 async def _nothing() -> None:
     pass
@@ -35,7 +38,8 @@ class AdminCalls(ClientBase):
 
     def _tell(self, message: Any) -> Any:
         self._check_open()
-        self._connection.say(message)
+        self._connection.wait_for_room()
+        self._connection.say(message, _TOLD_BYTES)
         return self._said()
 
     def _said(self) -> Any:

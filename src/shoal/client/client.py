@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Iterable, Iterator
-from itertools import count, islice
+from itertools import chain, count, islice
 from typing import Any, TypeVar
 from uuid import uuid4
 
@@ -132,7 +132,9 @@ class Client(Sharing):
         if actor:
             func, pure = MakeActor(func), False
         fifo = _fifo(fifo_timeout)
-        return self._submit_calls(func, [(args, kwargs)], None if key is None else [key], options, pure, fifo=fifo)[0]
+        return self._submit_calls(
+            func, [(args, kwargs)], None if key is None else iter([key]), options, pure, fifo=fifo
+        )[0]
 
     def map(
         self,
@@ -160,8 +162,9 @@ class Client(Sharing):
         key
             A prefix for all keys, or a list with one for each call.
         batch_size
-            Calls that are sent in one message; all by default. The first batch runs while the iterables are still being
-            read: streams of inputs need not be there as a whole.
+            Calls that are sent in one message; by default as many as have 16 MiB of arguments. The first batch runs
+            while the iterables are still being read, which waits while more than ``shoal.client.owed-bytes`` are owed
+            to the scheduler: streams of inputs need not be there as a whole.
 
         Raises
         ------
@@ -180,11 +183,9 @@ class Client(Sharing):
         fifo = _fifo(fifo_timeout)
         calls = ((args, kwargs) for args in zip(*iterables, strict=False))
         futures: list[Future] = []
-        while part := list(islice(calls, batch_size)):
-            named = None if keys is None else list(islice(keys, len(part)))
-            if named is not None and len(named) < len(part):
-                raise UsageError(f"key holds {len(futures) + len(named)} keys, and there are more calls")
-            futures += self._submit_calls(func, part, named, options, pure, len(futures), fifo)
+        for call in calls:
+            part = islice(chain([call], calls), batch_size)
+            futures += self._submit_calls(func, part, keys, options, pure, len(futures), fifo)
         if isinstance(key, list | tuple) and len(key) > len(futures):
             raise UsageError(f"key holds {len(key)} keys for {len(futures)} calls")
         if not futures and not callable(func):
@@ -194,25 +195,28 @@ class Client(Sharing):
     def _submit_calls(
         self,
         func: Any,
-        calls: list[tuple[Any, Any]],
-        keys: list[Any] | None,
+        calls: Iterable[tuple[Any, Any]],
+        keys: Iterator[Any] | None,
         options: Options,
         pure: bool,
         first: int = 0,
         fifo: float = 0.0,
     ) -> list[Future]:
+        """Submit calls, as many as go into one message; it is not said while too much is owed to the scheduler."""
         if not callable(func):
             raise TypeError(f"func must be callable, got {type(func).__name__}")
         self._check_open()
         fn, payload = self._functions.pickle(func)
-        specs, hidden = pack_calls(self, fn, name_of(func), calls, keys, pure, first)
-        futures = [self._future(spec.key) for spec in specs]
-        for future, held in zip(futures, hidden, strict=True):
+        packed = pack_calls(self, fn, name_of(func), calls, keys, pure, first)
+        self._connection.wait_for_room()  # whoever is interrupted here has said nothing yet
+        futures = [self._future(spec.key) for spec in packed.specs]
+        for future, held in zip(futures, packed.hidden, strict=True):
             if held is not None:
                 future._record.held = held
         fresh, drop = self._functions.sending(fn)
         functions = {fn: payload} if fresh else {}
-        self._connection.say(Submit(specs, functions, options, [spec.key for spec in specs], fifo=fifo))
+        wants = [spec.key for spec in packed.specs]
+        self._connection.say(Submit(packed.specs, functions, options, wants, fifo=fifo), packed.nbytes)
         if drop is not None:
             self._connection.say(drop)
         return futures
@@ -249,11 +253,13 @@ class Client(Sharing):
     def _submit_graph(self, dsk: Any, keys: list[Any], asking: Asking, fifo: float = 0.0) -> dict[Any, Future]:
         self._check_open()
         specs, hidden = graph_tasks(dsk, self, asking)
+        nbytes = sum(serialize.payload_nbytes(spec.payload) + len(spec.key) for spec in specs)
+        self._connection.wait_for_room()
         futures = {key: self._future(key_to_wire(key)) for key in keys}
         for future in futures.values():
             future._record.held = hidden
         wants = [future._record.key for future in futures.values()]
-        self._connection.say(Submit(specs, {}, asking({}), wants, fifo=fifo))
+        self._connection.say(Submit(specs, {}, asking({}), wants, fifo=fifo), nbytes)
         return futures
 
     def compute(

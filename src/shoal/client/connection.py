@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 from time import monotonic
 from typing import Any, Final
 
+from shoal import config
+from shoal.client.gate import Gate
 from shoal.client.loop import check_running
 from shoal.core.client.future import FutureRecord, FutureStatus
 from shoal.core.client.reactor import ClientCore
@@ -70,6 +72,11 @@ class Connection:
         self.leases: dict[str, None] = {}
         self._refreshing: asyncio.TimerHandle | None = None
         self._rid = 0
+        #: Where submissions wait while the scheduler takes nothing.
+        self.gate = Gate(loop, config.owed_bytes(), self._owed, lambda: self.core.closed)
+
+    def _owed(self) -> int:
+        return 0 if self._link is None else self._link.owed
 
     @property
     def closed(self) -> str:
@@ -94,6 +101,7 @@ class Connection:
 
     async def open(self, timeout: float) -> None:
         """Reach the scheduler and register with it."""
+        self.gate.thread = threading.get_ident()
         self._link = await dial_lasting(self.addresses, self._identity, self._on_messages, self._on_closed, timeout)
         self._link.send(RegisterClient(self.name))
         async with asyncio.timeout(timeout):
@@ -111,9 +119,22 @@ class Connection:
             record.wished += 1
         return record
 
-    def say(self, message: Any) -> None:
-        """Put a message in line for the scheduler."""
+    def wait_for_room(self) -> None:
+        """Block this thread while too much is owed to the scheduler; on the loop itself it returns at once.
+
+        Raises
+        ------
+        ClosedClientError
+            If the connection ends meanwhile.
+        """
+        self.gate.wait()
         self.check_open()
+
+    def say(self, message: Any, nbytes: int = 0) -> None:
+        """Put a message in line for the scheduler; ``nbytes`` is about its size, where it may be large."""
+        self.check_open()
+        if nbytes:
+            self.gate.add(nbytes)
         self._todo.append(Said(message))
         self._wake()
 
@@ -204,6 +225,15 @@ class Connection:
                     if type(event) is Released:
                         self._released.remove(event.record)
                 self._driver.push_all(events)
+        if self.gate.busy:
+            self._flush()
+
+    def _flush(self) -> None:
+        """Have what is large on the link now, where it is counted."""
+        if self._link is not None:
+            self._link.flush()
+        if not self._todo:
+            self.gate.emptied()
 
     def _perform(self, effect: Effect) -> None:
         match effect:
@@ -255,6 +285,7 @@ class Connection:
         self._driver.push(
             LinkLost("scheduler", link.peer_id, f"the link to the scheduler at {self.addresses[0]} closed: {reason}")
         )
+        self.gate.close()
 
     def _on_crash(self, error: BaseException) -> None:
         self.core.closed = f"shoal's client failed, which is a bug: {error!r}"
@@ -274,6 +305,7 @@ class Connection:
         ClosedClientError
             If the link closes first.
         """
+        await self.gate.pause()
         _, future = self._begin_request(make)
         async with asyncio.timeout(timeout):
             return await future
@@ -308,6 +340,7 @@ class Connection:
         ClosedClientError
             If the link closes first.
         """
+        await self.gate.pause()
         rid, future = self._begin_request(lambda rid: Meet(rid, what, name, args, payload, list(keys)))
         try:
             return rid, await asyncio.shield(future)
@@ -473,6 +506,7 @@ class Connection:
             self._link.close(reason)
         self.peers.close()
         self._driver.push(LinkLost("scheduler", "", reason))
+        self.gate.close()
         self._driver.close()
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import sys
 from collections import OrderedDict
-from collections.abc import Callable
-from typing import Any, Final
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Final, NamedTuple
 from uuid import uuid4
 
 from shoal import config
@@ -19,6 +19,12 @@ from shoal.shell import serialize
 _ANNOTATIONS: Final = frozenset(
     {"span", "priority", "retries", "workers", "allow_other_workers", "resources", "executor", "killable", "timeout"}
 )
+
+#: Bytes of arguments after which the calls of a map that were read so far are submitted.
+BATCH_BYTES: Final = 16 << 20
+#: About what a call takes beside its arguments and its key.
+_CALL_BYTES: Final = 64
+_NO_KEY: Final = object()
 
 #: Functions that a client and the scheduler remember for it; the ones used longest ago are forgotten.
 FUNCTIONS_KEPT: Final = 1000
@@ -105,25 +111,45 @@ def own(future: Future, client: Any) -> str:
     return future._record.key
 
 
+class Packed(NamedTuple):
+    """Calls that are submitted in one message: specifications, the futures hidden in their arguments, bytes."""
+
+    specs: list[TaskSpec]
+    hidden: list[list[Future] | None]
+    nbytes: int
+
+
 def pack_calls(
-    client: Any, fn: str, name: str, calls: list[tuple[Any, Any]], keys: list[Any] | None, pure: bool, first: int = 0
-) -> tuple[list[TaskSpec], list[list[Future] | None]]:
-    """Return a specification for each call, and the futures hidden inside of its arguments.
+    client: Any,
+    fn: str,
+    name: str,
+    calls: Iterable[tuple[Any, Any]],
+    keys: Iterator[Any] | None,
+    pure: bool,
+    first: int = 0,
+) -> Packed:
+    """Take calls until there are none or their arguments are large; return a specification for each.
 
     Raises
     ------
     SerializationError
         If an argument cannot be pickled.
+    UsageError
+        If there are more calls than keys.
     """
     where = f"an argument of {name}"
     specs: list[TaskSpec] = []
     hidden: list[list[Future] | None] = []
-    for number, (args, kwargs) in enumerate(calls):
+    nbytes = 0
+    for number, (args, kwargs) in enumerate(calls, first):
         deps: list[str] = []
         with serialize.collecting() as found:
             data = serialize.dumps((unpack(args, client, deps), unpack(kwargs, client, deps)), where)
         if keys is not None:
-            wire = key_to_wire(keys[number])
+            key = next(keys, _NO_KEY)
+            if key is _NO_KEY:
+                raise UsageError(f"key holds {number} keys, and there are more calls")
+            wire = key_to_wire(key)
         elif pure:
             digest = hashlib.blake2b(fn.encode(), digest_size=16)
             for frame in data.frames if not isinstance(data, bytes) else [data]:
@@ -131,9 +157,12 @@ def pack_calls(
             wire = f"{name}-{digest.hexdigest()}"
         else:
             wire = f"{name}-{uuid4().hex}"
-        specs.append(TaskSpec(wire, fn, data, deps, first + number))
+        specs.append(TaskSpec(wire, fn, data, deps, number))
         hidden.append(list(found) if found else None)
-    return specs, hidden
+        nbytes += serialize.payload_nbytes(data) + len(wire) + _CALL_BYTES
+        if nbytes > BATCH_BYTES:
+            break
+    return Packed(specs, hidden, nbytes)
 
 
 def options_of(
