@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from shoal import __version__, private
+from shoal import __version__, checks, private
 from shoal.errors import ShoalError
 from shoal.shell.logs import print_from
 
@@ -344,9 +344,10 @@ def _parse_amounts(text: str, option: str) -> dict[str, float]:
     for pair in text.replace(",", " ").split():
         name, _, amount = pair.partition("=")
         try:
-            found[name] = float(amount)
-        except ValueError:
-            raise click.BadParameter(f"write NAME=NUMBER, got {pair!r}", param_hint=option) from None
+            found[checks.name(name, "a name")] = checks.number(float(amount), name, 0.0)
+        except ValueError as error:
+            why = f": {error}" if isinstance(error, ShoalError) else ""
+            raise click.BadParameter(f"write NAME=NUMBER, got {pair!r}{why}", param_hint=option) from None
     return found
 
 

@@ -20,7 +20,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from shoal import private
+from shoal import checks, private
 from shoal.errors import ConfigurationError
 
 SECRET_BYTES = 32
@@ -154,10 +154,18 @@ def executors(value: Any) -> dict[str, int]:
     ConfigurationError
         If a name or a number makes no sense.
     """
-    for name, size in (value or {}).items():
-        if not isinstance(name, str) or name in ("", "default") or not isinstance(size, int) or size < 1:
-            raise ConfigurationError(f"executors must map names to numbers of threads, as {{'io': 4}}, got {value!r}")
-    return dict(value or {})
+    found: dict[str, int] = {}
+    try:
+        for name, size in (value or {}).items():
+            if name == "default":
+                raise ValueError
+            found[checks.name(name, "a name in executors")] = checks.whole(size, f"executors[{name!r}]", 1, 10_000)
+    except (AttributeError, ValueError) as error:
+        raise ConfigurationError(
+            f"executors must map names to numbers of threads, as {{'io': 4}}, got {value!r:.500}"
+            + (f": {error}" if str(error) else "")
+        ) from None
+    return found
 
 
 def fraction(value: Any, name: str) -> float:

@@ -7,8 +7,13 @@ the same on all machines. Addresses are attributes of a process, never its ident
 from __future__ import annotations
 
 import ast
+import math
+import operator
 import re
-from typing import Any, Final, NewType
+from typing import Any, Final, NewType, NoReturn
+
+from shoal.checks import MOST_KEY, carries
+from shoal.errors import UsageError
 
 #: One process start of a worker. A restarted worker has a new one, at whatever address.
 WorkerId = NewType("WorkerId", str)
@@ -20,6 +25,8 @@ ClientId = NewType("ClientId", str)
 Key = str
 
 _ESCAPE = "\x00"
+#: Tuples within tuples of a key.
+_DEEPEST: Final = 50
 #: Most keys that are tuples: a name and numbers, which are read ten times faster than by Python's own parser.
 _PART: Final = re.compile(r"\('([^'\\]*)',?((?:, (?:0|[1-9]\d*))*)\)")
 
@@ -34,30 +41,68 @@ def key_to_wire(key: Any) -> Key:
     ------
     TypeError
         If ``key`` is of a type that is no dask key.
+    UsageError
+        If it is empty, too long, or cannot be encoded as UTF-8.
     """
     if type(key) is str:
+        if not key or len(key) > MOST_KEY or not (key.isascii() or carries(key)):
+            _refuse(key)
         return _ESCAPE + repr(key) if key[:1] in ("(", _ESCAPE) else key
     _check_key(key)
-    return repr(_plain(key)) if isinstance(key, tuple) else _ESCAPE + repr(_plain(key))
+    plain = _plain(key)
+    if not plain and isinstance(plain, str | bytes):
+        _refuse(plain)
+    wire = repr(plain) if isinstance(key, tuple) else _ESCAPE + repr(plain)
+    if len(wire) > MOST_KEY:
+        _refuse(wire)
+    return wire
+
+
+def _refuse(key: str | bytes) -> NoReturn:
+    """Say what is wrong with a key."""
+    if not key:
+        raise UsageError("key must not be empty")
+    if len(key) > MOST_KEY:
+        raise UsageError(f"key must have at most {MOST_KEY:,} characters, got {len(key):,}: {key[:100]!r}…")
+    raise UsageError(f"key must be text that UTF-8 can encode, which {key!r:.200} is not (a lone surrogate)")
 
 
 def key_from_wire(text: Key) -> Any:
-    """Return the key that :func:`key_to_wire` made ``text`` from."""
+    """Return the key that :func:`key_to_wire` made ``text`` from; what it never made stands for itself."""
     if text[:1] == "(":
         usual = _PART.fullmatch(text)
         if usual is not None:
-            return (usual[1], *map(int, usual[2].split(", ")[1:]))
-        return ast.literal_eval(text)
+            try:
+                return (usual[1], *map(int, usual[2].split(", ")[1:]))
+            except ValueError:  # a number of thousands of digits
+                return text
+        return _read(text, text)
     if text[:1] == _ESCAPE:
-        return ast.literal_eval(text[1:])
+        return _read(text[1:], text)
     return text
 
 
-def _check_key(key: Any) -> None:
+def _read(literal: str, text: Key) -> Any:
+    try:
+        key = ast.literal_eval(literal)
+        _check_key(key)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        return text
+    return key
+
+
+def _check_key(key: Any, depth: int = 0) -> None:
     if isinstance(key, tuple):
+        if depth >= _DEEPEST:
+            raise UsageError(f"key must not have tuples within tuples more than {_DEEPEST} deep")
         for part in key:
-            _check_key(part)
-    elif not isinstance(key, str | bytes | int | float):
+            _check_key(part, depth + 1)
+    elif isinstance(key, float) and not math.isfinite(key):
+        raise UsageError(f"key must be made of finite numbers, got {key!r}")
+    elif isinstance(key, str):
+        if not carries(key):
+            _refuse(key)
+    elif not isinstance(key, bytes | int | float) and not hasattr(type(key), "__index__"):
         raise TypeError(
             f"key must be text, bytes, a number or a tuple of these, got {type(key).__name__} in {key!r:.200}"
         )
@@ -70,7 +115,7 @@ def _plain(key: Any) -> Any:
     for kind in (bool, int, float, str, bytes):
         if isinstance(key, kind):
             return kind(key)  # type: ignore[arg-type]
-    return key
+    return operator.index(key)
 
 
 def key_prefix(key: Key) -> str:

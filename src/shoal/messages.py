@@ -16,6 +16,9 @@ from typing import Any, NewType
 
 import msgspec
 
+#: Threads of a worker.
+MOST_THREADS = 65_536
+
 #: Refused at the handshake where it differs.
 PROTOCOL_VERSION = 2
 
@@ -294,6 +297,9 @@ class Submit(Message):
 
     ``wish`` counts what a client wished for: news that were sent before the scheduler had heard of a wish say nothing
     about it, and are told again after it.
+
+    ``more``: this is a piece, and the next message of this client goes on with it. Nothing is done before the last
+    piece is there.
     """
 
     tasks: list[TaskSpec]
@@ -302,6 +308,7 @@ class Submit(Message):
     wants: list[str]
     wish: int = 0
     fifo: float = 0.0
+    more: bool = False
 
 
 class Want(Message):

@@ -8,10 +8,11 @@ from collections.abc import Callable, Generator
 from functools import partial
 from typing import Any
 
+from shoal import checks
 from shoal.client.current import current_client, get_client
 from shoal.client.future import Future
 from shoal.client.loop import run_threadsafe
-from shoal.errors import LinkError, LostActorError, UsageError
+from shoal.errors import LinkError, LostActorError, SerializationError, UsageError
 from shoal.ids import key_from_wire
 from shoal.messages import ActorCall
 from shoal.messages import TaskError as SentError
@@ -68,7 +69,7 @@ class Actor:
         if callable(getattr(self._cls, name, None)):
             return partial(self._method, name)
         client = get_client()
-        return client._sync(self._ask(client, name, None))
+        return client._sync(self._ask(client, checks.name(name, "name"), None))
 
     def _method(self, name: str, *args: Any, **kwargs: Any) -> ActorFuture:
         client = get_client()
@@ -83,6 +84,8 @@ class Actor:
             answer = await client._connection.peers.request(self._worker, self._addresses, make)
         except LinkError as error:
             raise LostActorError(f"the worker of actor {self._key!r} cannot be reached: {error}") from error
+        if answer.error is not None:
+            raise SerializationError(answer.error)
         good, value = serialize.loads(answer.value)
         if not good:
             raise serialize.load_error(SentError(*value))

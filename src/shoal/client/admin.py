@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
-from shoal import config
+from shoal import checks, config
 from shoal.client.base import ClientBase
 from shoal.client.future import Future
 from shoal.client.keeping import futures_of
@@ -55,7 +55,8 @@ class AdminCalls(ClientBase):
         msg: str | None = None,
     ) -> Any:
         """Cancel futures, and what depends on them; ``force`` overrides the interest of other clients."""
-        return self._tell(Cancel(self._keys_of(futures), force, reason or msg))
+        why = None if not (reason or msg) else checks.note(reason or msg, "reason")
+        return self._tell(Cancel(self._keys_of(futures), force, why))
 
     def retry(self, futures: Any, asynchronous: bool | None = None) -> Any:
         """Run erred futures again."""
@@ -94,7 +95,8 @@ class AdminCalls(ClientBase):
         if on_error not in ("raise", "return", "ignore"):
             raise UsageError(f"on_error must be 'raise', 'return' or 'ignore', got {on_error!r}")
         payload = serialize.dumps((function, args, kwargs), "the function")
-        named = [workers] if isinstance(workers, str) else workers
+        checks.payload(serialize.payload_nbytes(payload), "the function with its arguments", "scatter what is large")
+        named = checks.workers(workers)
         target = "nannies" if nanny else "workers"
         return self._sync(self._run(lambda rid: RunFunction(rid, payload, target, named, wait), wait, on_error))
 
@@ -129,6 +131,7 @@ class AdminCalls(ClientBase):
     def run_on_scheduler(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Call a function in the scheduler's process; a parameter ``dask_scheduler`` receives the scheduler."""
         payload = serialize.dumps((function, args, kwargs), "the function")
+        checks.payload(serialize.payload_nbytes(payload), "the function with its arguments", "it is too large")
         return self._sync(self._run_on_scheduler(payload))
 
     async def _run_on_scheduler(self, payload: Any) -> Any:
@@ -161,8 +164,7 @@ class AdminCalls(ClientBase):
         WorkerStartTimeoutError
             After ``timeout`` seconds, saying how many there are. It is a TimeoutError.
         """
-        if not isinstance(n_workers, int) or n_workers < 1:
-            raise UsageError(f"n_workers must be a number from 1 on, got {n_workers!r}")
+        n_workers = checks.whole(n_workers, "n_workers", 1)
         return self._sync(self._wait_for_workers(n_workers, config.seconds(timeout, "timeout")))
 
     async def _wait_for_workers(self, n_workers: int, timeout: float | None) -> None:

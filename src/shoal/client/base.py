@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Self, TypeVar
 from uuid import uuid4
 
-from shoal import config
+from shoal import checks, config
 from shoal.client import collections, current
 from shoal.client.connection import Connection
 from shoal.client.io_loop import IOLoop
@@ -53,6 +53,7 @@ class ClientBase(ABC):
         connection_limit: int = 512,
         **kwargs: Any,
     ) -> None:
+        name = None if name is None or name == "" else checks.name(name, "name", 200, for_process=True)
         self.id = f"Client-{name + '-' if name else ''}{uuid4().hex}"
         self.name = name
         self._asynchronous = asynchronous

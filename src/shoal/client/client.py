@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, count, islice
 from typing import Any, TypeVar
 from uuid import uuid4
 
-from shoal import config
+from shoal import checks, config
 from shoal.client import current
 from shoal.client.actor import MakeActor
 from shoal.client.executor import ClientExecutor
@@ -22,6 +23,7 @@ from shoal.client.remote import RemoteScheduler
 from shoal.client.shapes import MISSING, fill, find_futures, flatten, reshape
 from shoal.client.sharing import Sharing
 from shoal.core.client.future import FutureRecord
+from shoal.core.framing import COUNT_LIMIT
 from shoal.errors import UsageError
 from shoal.ids import key_from_wire, key_to_wire
 from shoal.messages import Options, Submit, Unwant, Want
@@ -171,8 +173,8 @@ class Client(Sharing):
         UsageError
             If ``key`` is a list of another length than there are calls.
         """
-        if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
-            raise UsageError(f"batch_size must be a number from 1 on, got {batch_size!r}")
+        if batch_size is not None:
+            batch_size = checks.whole(batch_size, "batch_size", 1, sys.maxsize)
         keys = iter(key) if isinstance(key, list | tuple) else None if key is None else (f"{key}-{n}" for n in count())
         actor = actor or actors
         options = options_of(
@@ -253,9 +255,10 @@ class Client(Sharing):
     def _submit_graph(self, dsk: Any, keys: list[Any], asking: Asking, fifo: float = 0.0) -> dict[Any, Future]:
         self._check_open()
         specs, hidden = graph_tasks(dsk, self, asking)
+        wires = {key: key_to_wire(key) for key in keys}
         nbytes = sum(serialize.payload_nbytes(spec.payload) + len(spec.key) for spec in specs)
         self._connection.wait_for_room()
-        futures = {key: self._future(key_to_wire(key)) for key in keys}
+        futures = {key: self._future(wire) for key, wire in wires.items()}
         for future in futures.values():
             future._record.held = hidden
         wants = [future._record.key for future in futures.values()]
@@ -461,13 +464,16 @@ class Client(Sharing):
         payloads = {
             key_to_wire(key): serialize.dumps(value, "scattered data") for key, value in zip(keys, values, strict=True)
         }
+        for key, payload in payloads.items():
+            if type(payload) is not bytes and len(payload.frames) > COUNT_LIMIT:
+                raise UsageError(f"the value of {key!r} has more than {COUNT_LIMIT:,} large buffers: scatter its parts")
         futures = [self._future(key_to_wire(key)) for key in keys]
         shape: Any = futures[0] if len(futures) == 1 else None
         if isinstance(data, dict):
             shape = dict(zip(keys, futures, strict=True))
         elif isinstance(data, list | tuple | set | frozenset):
             shape = type(data)(futures)
-        named = [workers] if isinstance(workers, str) else workers
+        named = checks.workers(workers)
         limit = config.seconds(timeout, "timeout") or self._timeout
         putting = self._scatter(payloads, futures, shape, named, broadcast, limit)
         return putting if asynchronous or self.asynchronous else self._thread.sync(putting)
@@ -504,7 +510,7 @@ class Client(Sharing):
 
 
 def _fifo(timeout: Any) -> float:
-    return config.seconds(timeout, "fifo_timeout") or 0.0
+    return checks.number(config.seconds(timeout, "fifo_timeout") or 0.0, "fifo_timeout", 0.0)
 
 
 def _value_key(value: Any, hash: bool) -> str:

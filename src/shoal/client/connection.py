@@ -11,6 +11,7 @@ from time import monotonic
 from typing import Any, Final
 
 from shoal import config
+from shoal.checks import text
 from shoal.client.gate import Gate
 from shoal.client.loop import check_running
 from shoal.core.client.future import FutureRecord, FutureStatus
@@ -24,6 +25,7 @@ from shoal.shell.driver import Driver
 from shoal.shell.link import Identity, Link
 from shoal.shell.network import dial_lasting
 from shoal.shell.peers import PeerPool
+from shoal.shell.serialize import check_plain
 
 logger = logging.getLogger("shoal.client")
 
@@ -314,9 +316,12 @@ class Connection:
         """Send a request, after all that was said before; return its number, and what its answer will resolve."""
         self.check_open()
         self._rid += 1
+        message = make(self._rid)
+        if type(message) in (Meet, Query):
+            check_plain(message.args, f"what {message.what!r} is asked with")
         future = self._answers[self._rid] = self.loop.create_future()
         self._drain()
-        self._driver.push(Said(make(self._rid)))
+        self._driver.push(Said(message))
         return self._rid, future
 
     async def meet(
@@ -461,8 +466,8 @@ class Connection:
         except LinkError as error:
             logger.info("%s cannot be reached: %s", peer, error)
             return {}
-        for text in answer.errors.values():
-            raise SerializationError(text)
+        for why in answer.errors.values():
+            raise SerializationError(why)
         return answer.items
 
     async def put(self, payloads: dict[str, Any], workers: list[str] | None, broadcast: bool) -> None:
@@ -492,6 +497,8 @@ class Connection:
         except LinkError as error:
             logger.info("%s takes no data: %s", peer, error)
             return False
+        if answer.error is not None:
+            raise SerializationError(answer.error)
         return bool(answer.value == "OK")
 
     async def close(self, reason: str) -> None:
@@ -502,7 +509,7 @@ class Connection:
         if self._refreshing is not None:
             self._refreshing.cancel()
         if self._link is not None:
-            self._link.send(Bye(reason))
+            self._link.send(Bye(text(reason)))
             self._link.close(reason)
         self.peers.close()
         self._driver.push(LinkLost("scheduler", "", reason))

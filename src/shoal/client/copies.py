@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-from shoal import config
+from shoal import checks, config
 from shoal.client.admin import AdminCalls
 from shoal.errors import UsageError
 from shoal.messages import ManageMemory, Rebalance, Replicate, Retire
@@ -105,9 +105,13 @@ class CopyCalls(AdminCalls):
         unknown = sorted(set(criteria) - set(_CRITERIA))
         if unknown:
             raise UsageError(f"retire_workers does not know {unknown[0]!r}; criteria are {', '.join(_CRITERIA)}")
-        named = _names(workers, "workers")
+        named = checks.workers(workers)
         if names is not None:
-            named = [*(named or ()), *(_names(names, "names") or ())]
+            named = [*(named or ()), *(checks.workers(names, "names") or ())]
+        reason = checks.note(reason, "reason")
+        for name, value in criteria.items():
+            if not (name == "key" and callable(value)):
+                serialize.check_plain(value, name)
         if named is not None and criteria:
             raise UsageError(f"give workers, or {next(iter(criteria))!r} to choose them by, not both")
         patience = config.seconds(timeout, "timeout")
@@ -155,14 +159,12 @@ class CopyCalls(AdminCalls):
         UsageError
             If a copy cannot be made, saying why.
         """
-        if n is not None and (not isinstance(n, int) or n < 1):
-            raise UsageError(f"n must be a number of copies from 1 on, got {n!r}")
-        if not isinstance(branching_factor, int) or branching_factor < 1:
-            raise UsageError(f"branching_factor must be a number from 1 on, got {branching_factor!r}")
+        copies = None if n is None else checks.whole(n, "n", 1)
+        branching = checks.whole(branching_factor, "branching_factor", 1)
         self._check_open()
-        named = _names(workers, "workers")
+        named = checks.workers(workers)
         keys = self._keys_of(futures)
-        return self._sync(self._copy(keys, lambda rid: Replicate(rid, keys, n, named, branching_factor)))
+        return self._sync(self._copy(keys, lambda rid: Replicate(rid, keys, copies, named, branching)))
 
     def rebalance(self, futures: Any = None, workers: Any = None) -> Any:
         """Move results from workers that hold much to workers that hold little, until each holds about its share.
@@ -180,7 +182,7 @@ class CopyCalls(AdminCalls):
             If a result cannot be moved, saying why.
         """
         self._check_open()
-        named = _names(workers, "workers")
+        named = checks.workers(workers)
         keys = None if futures is None else self._keys_of(futures)
         return self._sync(self._copy(keys or [], lambda rid: Rebalance(rid, keys, named)))
 
@@ -205,17 +207,6 @@ class CopyCalls(AdminCalls):
     async def _ask_manager(self, what: str) -> bool | None:
         running: bool = await self._connection.request(lambda rid: ManageMemory(rid, what))
         return running if what == "running" else None
-
-
-def _names(workers: Any, what: str) -> list[str] | None:
-    if workers is None:
-        return None
-    if isinstance(workers, str | int):
-        return [str(workers)]
-    found = list(workers)
-    if not all(isinstance(worker, str | int) for worker in found):
-        raise UsageError(f"{what} must be names or addresses of workers, got {workers!r}")
-    return [str(worker) for worker in found]
 
 
 def _choose(criteria: dict[str, Any], dask_scheduler: Any) -> list[str]:

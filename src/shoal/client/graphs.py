@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from shoal import checks
 from shoal.client.future import Future
 from shoal.client.packing import own
 from shoal.core.client.future import FutureRecord
@@ -71,6 +72,8 @@ def _graph_tasks(dsk: Any, client: Any, asking: Asking) -> tuple[list[TaskSpec],
     for key, node in graph.items():
         with serialize.collecting(in_graph=True) as inside:
             payload = serialize.dumps(node, f"task {key!r}")
+        if type(payload) is not bytes:
+            checks.payload(payload.nbytes, f"task {key!r:.200}")
         deps = dict.fromkeys(wires.get(dep) or key_to_wire(dep) for dep in node.dependencies if dep != key)
         if inside:
             deps.update(dict.fromkeys(own(future, client) for future in inside))

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from shoal import config
+from shoal import checks, config
 from shoal.client.copies import CopyCalls
 from shoal.core.effects import EventLogged
 from shoal.errors import UsageError
@@ -58,8 +58,10 @@ class Hooks(CopyCalls):
         """
         kind = _kind(plugin)
         name = name or getattr(plugin, "name", None) or f"{type(plugin).__name__}-{uuid4().hex}"
+        name = checks.name(name, "name")
         stays = bool(getattr(plugin, "idempotent", False)) if idempotent is None else idempotent
         payload = serialize.dumps(plugin, f"the plugin {name!r}")
+        checks.payload(serialize.payload_nbytes(payload), f"the plugin {name!r}", "it is too large")
         return self._sync(self._change_plugin(kind, name, payload, stays))
 
     def register_worker_callbacks(self, setup: Callable[..., Any] | None = None) -> Any:
@@ -78,11 +80,12 @@ class Hooks(CopyCalls):
         UsageError
             If there is none of that name.
         """
+        name = checks.name(name, "name")
         return self._sync(self._change_plugin("nanny" if nanny else "worker", name, None, False))
 
     def unregister_scheduler_plugin(self, name: str) -> Any:
         """Remove a plugin from the scheduler, which closes it."""
-        return self._sync(self._change_plugin("scheduler", name, None, False))
+        return self._sync(self._change_plugin("scheduler", checks.name(name, "name"), None, False))
 
     async def _change_plugin(self, kind: str, name: str, payload: Any, idempotent: bool) -> dict[str, Any]:
         self._check_open()
@@ -121,6 +124,7 @@ class Hooks(CopyCalls):
         level
             From which level on.
         """
+        logger_name = checks.name(logger_name, "logger_name", 1000) if logger_name else None
         topic = f"forwarded-log-{logger_name or 'root'}"
         plugin = ForwardLoggingPlugin(logger_name or "", level, topic)
 
@@ -162,7 +166,7 @@ class Hooks(CopyCalls):
         UsageError
             If one is not there, or has no nanny.
         """
-        named = [workers] if isinstance(workers, str) else [str(worker) for worker in workers]
+        named = checks.workers(workers) or []
         return self._sync(self._restart_some(named, config.seconds(timeout, "timeout") or 60.0, raise_for_error))
 
     async def _restart_some(self, workers: list[str], timeout: float, raise_for_error: bool) -> dict[str, str]:
@@ -191,6 +195,8 @@ class Hooks(CopyCalls):
     def get_events(self, topic: str | None = None) -> Any:
         """Events of a topic, the last of them, as (seconds since 1970, message); or of all topics, by topic."""
 
+        topic = checks.optional_name(topic, "topic")
+
         async def ask() -> Any:
             found = await self._connection.ask("events", topic=topic)
             if topic is not None:
@@ -208,6 +214,7 @@ class Hooks(CopyCalls):
         """
         if not callable(handler):
             raise UsageError(f"handler must be callable, got {handler!r}")
+        topic = checks.name(topic, "topic")
         self._check_open()
         self._subscribe(topic, handler)
         return self._said()

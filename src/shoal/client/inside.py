@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
+from shoal import checks
 from shoal.client.current import chosen, get_client
 from shoal.shell import serialize
 from shoal.shell.current import home, process
@@ -17,6 +18,9 @@ from shoal.shell.executor import ThreadExecutor, current_pool
 
 if TYPE_CHECKING:
     from shoal.client.client import Client
+
+#: Characters that go to clients of what is printed at once.
+_MOST_PRINTED = 1_000_000
 
 
 def _executor() -> ThreadExecutor:
@@ -80,6 +84,7 @@ def print(*args: Any, sep: str | None = " ", end: str | None = "\n", file: Any =
     if file not in (None, sys.stdout, sys.stderr):
         raise TypeError(f"file must be sys.stdout or sys.stderr, got {file!r}")
     text = (" " if sep is None else sep).join(map(str, args)) + ("\n" if end is None else end)
+    text = checks.text(text, _MOST_PRINTED)
     where = 2 if file is not None and file is sys.stderr else 1
     here.program.log_event("print", {"text": text, "file": where, "flush": flush, "from": process(), "id": uuid4().hex})
 
@@ -98,7 +103,9 @@ def warn(message: Any, category: type[Warning] = UserWarning, stacklevel: int = 
         return
     kind = type(message) if isinstance(message, Warning) else category
     sent = serialize.dumps_text((str(message), kind), "the warning")
-    here.program.log_event("warn", {"warning": sent, "text": str(message), "from": process(), "id": uuid4().hex})
+    here.program.log_event(
+        "warn", {"warning": sent, "text": checks.text(str(message)), "from": process(), "id": uuid4().hex}
+    )
 
 
 @contextmanager

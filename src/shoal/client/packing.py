@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final, NamedTuple
 from uuid import uuid4
 
-from shoal import config
+from shoal import checks, config
 from shoal.client.future import Future
 from shoal.errors import ForeignFutureError, UsageError
 from shoal.ids import key_to_wire
@@ -73,7 +73,8 @@ class FunctionCache:
 def name_of(function: Any) -> str:
     """The prefix of the keys of a function's calls."""
     inner = getattr(function, "func", function)  # functools.partial
-    return str(getattr(inner, "__name__", type(inner).__name__)).strip("<>")
+    name = str(getattr(inner, "__name__", type(inner).__name__)).strip("<>")
+    return checks.text(name, 200) or type(inner).__name__
 
 
 def unpack(value: Any, client: Any, deps: list[str]) -> Any:
@@ -145,6 +146,8 @@ def pack_calls(
         deps: list[str] = []
         with serialize.collecting() as found:
             data = serialize.dumps((unpack(args, client, deps), unpack(kwargs, client, deps)), where)
+        if type(data) is not bytes:
+            checks.payload(data.nbytes, f"what {name} is called with{_called(keys, number)}")
         if keys is not None:
             key = next(keys, _NO_KEY)
             if key is _NO_KEY:
@@ -163,6 +166,11 @@ def pack_calls(
         if nbytes > BATCH_BYTES:
             break
     return Packed(specs, hidden, nbytes)
+
+
+def _called(keys: list[Any] | None, number: int) -> str:
+    """Which call is meant, for an error."""
+    return f" (key {keys[number]!r:.200})" if keys is not None else f" (call {number})" if number else ""
 
 
 def options_of(
@@ -194,22 +202,13 @@ def options_of(
         allow_other_workers = noted.get("allow_other_workers", False) or allow_other_workers
     resources = noted.get("resources") if resources is None else resources
     executor = noted.get("executor", "") if executor is None else executor
-    if isinstance(workers, str):
-        workers = [workers]
-    if workers is not None and not isinstance(workers, list | tuple | set | frozenset):
-        raise UsageError(f"workers must be a name or address, or a list of them, got {workers!r}")
-    if allow_other_workers and workers is None:
+    named = checks.workers(workers)
+    if allow_other_workers and named is None:
         raise UsageError("allow_other_workers=True means nothing without workers=")
-    if not isinstance(priority, int | float):
-        raise UsageError(f"priority must be a number, got {priority!r}")
-    if not isinstance(retries, int) or retries < 0:
-        raise UsageError(f"retries must be a number of times from 0 on, got {retries!r}")
-    for name, amount in (resources or {}).items():
-        if not isinstance(name, str) or not isinstance(amount, int | float) or amount < 0:
-            raise UsageError(f"resources must map names to amounts, got {resources!r}")
-    if not isinstance(executor, str):
-        raise UsageError(f"executor must be the name of a pool of threads, got {executor!r}")
-    named = None if workers is None else [str(worker) for worker in workers]
+    priority = checks.priority(priority)
+    retries = checks.whole(retries, "retries", 0)
+    resources = checks.amounts(resources)
+    executor = checks.name(executor, "executor") if executor or not isinstance(executor, str) else ""
     executor = "" if executor == "default" else executor
     limit = config.seconds(noted.get("timeout") if timeout is None else timeout, "task_timeout")
     if limit is not None and limit <= 0:
@@ -218,10 +217,11 @@ def options_of(
     if apart is not None and (actor or executor):
         raise UsageError("killable and task_timeout are not for actors, nor for tasks of another executor")
     around = noted.get("span") or {}
-    names, ids = list(around.get("name", ())) or None, list(around.get("ids", ())) or None
-    return Options(
-        int(priority), retries, named, bool(allow_other_workers), resources, executor, actor, apart, names, ids
-    )
+    if not isinstance(around, dict):
+        raise UsageError(f"the annotation 'span' is made by shoal.span, got {around!r:.200}")
+    names = [checks.name(one, "span") for one in around.get("name", ())] or None
+    ids = [checks.name(one, "span") for one in around.get("ids", ())] or None
+    return Options(priority, retries, named, bool(allow_other_workers), resources, executor, actor, apart, names, ids)
 
 
 def asking_for(

@@ -7,7 +7,7 @@ from time import time
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from shoal import config
+from shoal import checks, config
 from shoal.client import dump
 from shoal.client.future import Future
 from shoal.client.hooks import Hooks
@@ -39,15 +39,15 @@ class Questions(Hooks):
 
     def has_what(self, workers: Any = None) -> Any:
         """Keys that each worker holds."""
-        return self._query("has_what", _keys_by_worker, workers=_names(workers))
+        return self._query("has_what", _keys_by_worker, workers=checks.workers(workers))
 
     def processing(self, workers: Any = None) -> Any:
         """Keys that are assigned to each worker and not done."""
-        return self._query("processing", _keys_by_worker, workers=_names(workers))
+        return self._query("processing", _keys_by_worker, workers=checks.workers(workers))
 
     def nthreads(self, workers: Any = None) -> Any:
         """Threads of each worker."""
-        return self._query("nthreads", dict, workers=_names(workers))
+        return self._query("nthreads", dict, workers=checks.workers(workers))
 
     ncores = nthreads
 
@@ -58,6 +58,7 @@ class Questions(Hooks):
 
     def scheduler_info(self, n_workers: int = -1) -> Any:
         """Who the scheduler is, and (up to ``n_workers`` of) its workers by address."""
+        n_workers = checks.whole(n_workers, "n_workers", -1)
         return self._query("identity", lambda found: {**found, "address": self.scheduler_address}, n_workers=n_workers)
 
     def why(self, key: Any) -> Any:
@@ -73,6 +74,7 @@ class Questions(Hooks):
         list of tuple
             Who, key, state before, event, state after, stimulus, when (seconds of that process's own clock).
         """
+        self._check_open()
         wires = [key_to_wire(key.key if isinstance(key, Future) else key) for key in keys_or_stimuli]
         return self._sync(self._story(wires, on_error))
 
@@ -163,6 +165,8 @@ class Questions(Hooks):
             meanwhile; 0 where it was too short to tell).
         """
 
+        count = None if count is None else checks.whole(count, "count", 0)
+
         def shape(rows: list[list[Any]]) -> Any:
             found = _stream(rows)
             return (found, _drawn(found, plot, filename)) if plot else found
@@ -219,7 +223,7 @@ class Questions(Hooks):
         since, until = _moment(start, "start"), _moment(stop, "stop")
 
         async def ask() -> Any:
-            told = await self._ask_workers(inspection.profile, key, since, until, workers=_names(workers))
+            told = await self._ask_workers(inspection.profile, key, since, until, workers=checks.workers(workers))
             if not merge_workers:
                 return told
             tree = merge(told.values())
@@ -417,10 +421,6 @@ def _stream(rows: list[list[Any]]) -> list[dict[str, Any]]:
         }
         for key, worker, thread, status, began, ended, nbytes, kind, peak in rows
     ]
-
-
-def _names(workers: Any) -> list[str] | None:
-    return [workers] if isinstance(workers, str) else None if workers is None else list(workers)
 
 
 def _keys_by_worker(found: dict[str, list[str]]) -> dict[str, tuple[Any, ...]]:

@@ -7,11 +7,11 @@ from collections.abc import AsyncIterator, Coroutine, Iterator, MutableMapping
 from html import escape
 from typing import Any, Final
 
-import msgspec
-
+from shoal import checks
 from shoal.client.future import Future
 from shoal.client.packing import own
 from shoal.client.questions import Questions
+from shoal.errors import UsageError
 from shoal.ids import key_from_wire, key_to_wire
 from shoal.shell import serialize
 
@@ -37,6 +37,7 @@ class Sharing(Questions):
         self._check_open()
         with serialize.collecting() as found:
             payload = serialize.dumps(value, "what is to be kept")
+        checks.payload(serialize.payload_nbytes(payload), "what is to be kept", "scatter it, and keep the future")
         return payload, list(dict.fromkeys(own(future, self) for future in found))
 
     async def _take_kept(self, what: str, name: str, undo: Any = None, **args: Any) -> list[Packed] | None:
@@ -105,11 +106,10 @@ class Sharing(Questions):
         if len(args) > 1 or (bool(args) != (name is not None)):
             raise TypeError("publish one value and its name=, or values as keyword arguments")
         many: dict[Any, Any] = {**({name: args[0]} if args else {}), **kwargs}
-        packed = {one: self._pack_kept(value) for one, value in many.items()}
+        packed = [(one, key_to_wire(one), *self._pack_kept(value)) for one, value in many.items()]
 
         async def publish() -> None:
-            for one, (payload, keys) in packed.items():
-                wire = key_to_wire(one)
+            for one, wire, payload, keys in packed:
                 if not await self._meet("dataset-publish", wire, payload=payload, keys=keys, override=override):
                     raise KeyError(f"there is a dataset {one!r} already; give override=True to replace it")
 
@@ -124,9 +124,10 @@ class Sharing(Questions):
             If there is none, and no ``default``.
         """
         self._check_open()
+        wire = key_to_wire(name)
 
         async def get() -> Any:
-            found = await self._await(self._take_kept("dataset-get", key_to_wire(name)))
+            found = await self._await(self._take_kept("dataset-get", wire))
             if found:
                 return found[0]
             if default is _NOTHING:
@@ -144,9 +145,10 @@ class Sharing(Questions):
             If there is none.
         """
         self._check_open()
+        wire = key_to_wire(name)
 
         async def delete() -> None:
-            if not await self._meet("dataset-delete", key_to_wire(name)):
+            if not await self._meet("dataset-delete", wire):
                 raise KeyError(f"there is no dataset {name!r}")
 
         return self._sync(delete())
@@ -188,11 +190,8 @@ class Sharing(Questions):
         1
         """
         self._check_open()
-        try:
-            msgspec.msgpack.encode(value)
-        except (TypeError, ValueError, OverflowError) as error:
-            raise TypeError(f"value must be of plain values (msgpack): {error}") from error
-        return self._sync(self._meet("metadata-set", names=_names(key), value=value))
+        names = _names(key)
+        return self._sync(self._meet("metadata-set", names=names, value=serialize.check_plain(value, "value")))
 
     def get_metadata(self, keys: Any, default: Any = _NOTHING) -> Any:
         """What was kept with :meth:`set_metadata`.
@@ -203,9 +202,10 @@ class Sharing(Questions):
             If there is nothing, and no ``default``.
         """
         self._check_open()
+        names = _names(keys)
 
         async def get() -> Any:
-            found = await self._meet("metadata-get", names=_names(keys))
+            found = await self._meet("metadata-get", names=names)
             if found:
                 return found[0]
             if default is _NOTHING:
@@ -218,8 +218,11 @@ class Sharing(Questions):
 def _names(key: Any) -> list[Any]:
     names = list(key) if isinstance(key, list | tuple) else [key]
     if not names:
-        raise ValueError("name at least one key of the metadata")
-    return names
+        raise UsageError("key must name at least one key of the metadata")
+    for name in names:
+        if not isinstance(name, int | float):
+            checks.name(name, "key")
+    return list(serialize.check_plain(names, "key"))
 
 
 class Datasets(MutableMapping[Any, Any]):

@@ -7,7 +7,7 @@ from html import escape
 from typing import TYPE_CHECKING, Any, Self
 from uuid import uuid4
 
-from shoal import config
+from shoal import checks, config
 from shoal.client.current import get_client
 from shoal.errors import UsageError
 
@@ -23,9 +23,8 @@ class Shared:
     """
 
     def __init__(self, name: str | None = None, client: Any = None) -> None:
-        if name is not None and not isinstance(name, str):
-            raise UsageError(f"name must be text, got {name!r}")
-        self.name = name or f"{type(self).__name__.lower()}-{uuid4().hex}"
+        given = None if name == "" else checks.optional_name(name, "name")
+        self.name = given or f"{type(self).__name__.lower()}-{uuid4().hex}"
         self._client = client
 
     @property

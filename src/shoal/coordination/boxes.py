@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+from shoal import checks
 from shoal.coordination.base import Shared, limit
-from shoal.errors import UsageError
 
 
 class Event(Shared):
@@ -70,10 +70,8 @@ class Queue(Shared):
     """
 
     def __init__(self, name: str | None = None, client: Any = None, maxsize: int = 0) -> None:
-        if not isinstance(maxsize, int) or maxsize < 0:
-            raise UsageError(f"maxsize must be a number from 0 on, got {maxsize!r}")
         super().__init__(name, client)
-        self.maxsize = maxsize
+        self.maxsize = checks.whole(maxsize, "maxsize", 0)
 
     def put(self, value: Any, timeout: Any = None) -> Any:
         """Put a value in, waiting for room.
@@ -109,9 +107,7 @@ class Queue(Shared):
         TimeoutError
             If there was none (or not so many) within ``timeout``.
         """
-        if not isinstance(batch, bool) and (not isinstance(batch, int) or batch < 1):
-            raise UsageError(f"batch must be True, False or a number from 1 on, got {batch!r}")
-        count = None if batch is True else 1 if batch is False else batch
+        count = None if batch is True else 1 if batch is False else checks.whole(batch, "batch", 1)
         args = {"timeout": limit(timeout), "most": self.maxsize, "count": count}
 
         async def get() -> Any:

@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Any, Self
 from uuid import uuid4
 
+from shoal import checks
 from shoal.coordination.base import Shared, limit
 from shoal.errors import UsageError
 
@@ -117,10 +118,8 @@ class Semaphore(_Leased):
         loop: Any = None,
         client: Any = None,
     ) -> None:
-        if not isinstance(max_leases, int) or max_leases < 1:
-            raise UsageError(f"max_leases must be a number from 1 on, got {max_leases!r}")
         super().__init__(name, client)
-        self.max_leases = max_leases
+        self.max_leases = checks.whole(max_leases, "max_leases", 1)
 
     @property
     def scheduler(self) -> str:
@@ -248,11 +247,11 @@ class MultiLock(_Leased):
     """
 
     def __init__(self, names: Sequence[str] | None = None, client: Any = None) -> None:
-        given = list(dict.fromkeys(names or [uuid4().hex]))
-        if not all(isinstance(name, str) for name in given):
-            raise UsageError(f"names must be texts, got {names!r}")
+        if isinstance(names, str | bytes):
+            raise UsageError(f"names must be a list of texts, got {names!r:.200}")
+        given = [checks.name(name, "names") for name in names or [uuid4().hex]]
         super().__init__(None, client)
-        self.names = given
+        self.names = list(dict.fromkeys(given))
 
     def acquire(self, blocking: bool = True, timeout: Any = None, num_locks: int | None = None) -> Any:
         """Take all locks, or ``num_locks`` of them, waiting for them.
@@ -262,9 +261,7 @@ class MultiLock(_Leased):
         bool
             Whether they were taken.
         """
-        count = len(self.names) if num_locks is None else num_locks
-        if not isinstance(count, int) or not 1 <= count <= len(self.names):
-            raise UsageError(f"num_locks must be a number from 1 to {len(self.names)}, got {num_locks!r}")
+        count = len(self.names) if num_locks is None else checks.whole(num_locks, "num_locks", 1, len(self.names))
         if self._leases:
             raise RuntimeError(f"{self!r} holds locks already")
         return self.client._sync(

@@ -12,7 +12,7 @@ from html import escape
 from typing import TYPE_CHECKING, Any, Self
 from uuid import uuid4
 
-from shoal import config
+from shoal import checks, config
 from shoal.client.loop import get_loop_thread
 from shoal.deploy.adaptive import Adaptive
 from shoal.errors import UsageError
@@ -59,7 +59,7 @@ class Cluster(ABC):
         scheduler_sync_interval: Any = 1,
         security: Any = None,
     ) -> None:
-        self._name = str(name) if name is not None else f"{type(self).__name__}-{uuid4().hex[:8]}"
+        self._name = checks.worker(name) if name is not None else f"{type(self).__name__}-{uuid4().hex[:8]}"
         self._asynchronous = asynchronous
         self.quiet = quiet
         self.status = "created"
@@ -160,7 +160,7 @@ class Cluster(ABC):
 
     @name.setter
     def name(self, name: Any) -> None:
-        self._name = str(name)
+        self._name = checks.worker(name)
 
     @property
     def asynchronous(self) -> bool:

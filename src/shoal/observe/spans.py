@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 from uuid import uuid4
 
+from shoal import checks
 from shoal.errors import UsageError
 
 
@@ -38,8 +39,9 @@ def span(*tags: str) -> Iterator[str]:
     """
     import dask
 
-    if not tags or not all(isinstance(tag, str) and tag for tag in tags):
-        raise UsageError(f"a span needs names, each of them text, got {tags!r}")
+    if not tags:
+        raise UsageError("a span needs at least one name")
+    tags = tuple(checks.name(tag, "a name of a span") for tag in tags)
     around: dict[str, Any] = dask.get_annotations().get("span") or {"name": (), "ids": ()}
     ids = tuple(uuid4().hex for _ in tags)
     with dask.annotate(span={"name": (*around["name"], *tags), "ids": (*around["ids"], *ids)}):

@@ -16,9 +16,10 @@ from time import monotonic
 from typing import Any
 from uuid import uuid4
 
-from shoal import config
+from shoal import checks, config
 from shoal.errors import ConnectError, UsageError
 from shoal.ids import key_from_wire
+from shoal.messages import MOST_THREADS
 from shoal.programs.lifetime import Lifetime
 from shoal.programs.preloads import preloads
 from shoal.programs.servers import Server
@@ -79,6 +80,7 @@ class Joining(Server):
         super().__init__()
         self.heartbeat_interval = config.seconds(heartbeat_interval, "heartbeat_interval")
         for one, metric in (metrics or {}).items():
+            checks.name(one, "a name in metrics")
             if not callable(metric):
                 raise UsageError(f"metrics must map names to functions of the worker, got {metric!r} for {one!r}")
         self._metrics, self._plugins = dict(metrics or {}), list(plugins)
@@ -99,14 +101,13 @@ class Joining(Server):
                 raise UsageError("give the scheduler's address, a scheduler_file, or scheduler-address (configuration)")
             self.scheduler = [str(found) if scheduler_port is None else f"tcp://{found}:{scheduler_port}"]
         self._security = security
-        self.nthreads = config.cpu_count() if nthreads is None else nthreads
-        if not isinstance(self.nthreads, int) or self.nthreads < 1:
-            raise UsageError(f"nthreads must be a number from 1 on, got {nthreads!r}")
+        self.nthreads = config.cpu_count() if nthreads is None else checks.whole(nthreads, "nthreads", 1, MOST_THREADS)
         self.memory_limit = config.memory_limit(memory_limit, self.nthreads)
-        self.resources = resources if resources is not None else dict(config.get("distributed.worker.resources") or {})
+        configured = config.get("distributed.worker.resources") or {}
+        self.resources = checks.amounts(configured if resources is None else resources) or {}
         self.executors = config.executors(executors)
         self.services = services or {}
-        self.name = str(name) if name is not None else f"{config.host_name()}-{uuid4().hex[:8]}"
+        self.name = checks.worker(name) if name is not None else f"{config.host_name()}-{uuid4().hex[:8]}"
         self._local_directory = None if local_directory is None else str(local_directory)
         self.death_timeout = config.seconds(death_timeout, "death_timeout")
         self.validate = bool(config.get("distributed.worker.validate", False)) if validate is None else validate

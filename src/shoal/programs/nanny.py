@@ -16,6 +16,7 @@ from typing import Any
 from uuid import uuid4
 
 from shoal import config, private
+from shoal.checks import text
 from shoal.core.effects import CallUser, Effect, InstallPlugin, Log, Send, Signal, Spawn, Stop
 from shoal.core.events import (
     CallDone,
@@ -203,7 +204,7 @@ class NannyProgram:
         """
         await self._orders.start()
         self._link = await dial_lasting(self.scheduler, self._identity, self._on_messages, self._on_closed, timeout)
-        self._link.send(RegisterNanny(self.name, socket.gethostname(), os.getpid(), self.address))
+        self._link.send(RegisterNanny(self.name, text(socket.gethostname()), os.getpid(), self.address))
         await first_of(timeout, self._registered, self.finished)
         if not self._registered.is_set():
             raise StartError(
@@ -308,7 +309,7 @@ class NannyProgram:
         self._push(Command("close", reason, _seconds(timeout)))
         await self.finished.wait()
         if self._link is not None:
-            self._link.send(Bye(self.reason or reason))
+            self._link.send(Bye(text(self.reason or reason)))
             self._link.close(reason)
         self._orders.close()
         await self._hooks.close()
@@ -457,7 +458,7 @@ class NannyProgram:
         except StartError as error:
             recorder.close()
             await in_thread(remove_tree, Path(directory))
-            self._push(ChildFailed(incarnation, str(error)))
+            self._push(ChildFailed(incarnation, text(str(error))))
             self._push(ChildExited(incarnation, None, None, []))
             return
         self.process, self.worker_dir = child, directory
@@ -509,7 +510,7 @@ class NannyProgram:
         for line in data.splitlines():
             said = json.loads(line)
             if "error" in said:
-                self._push(ChildFailed(incarnation, said["error"]))
+                self._push(ChildFailed(incarnation, text(said["error"])))
             elif "registered" in said:
                 self._up.set()
                 self._push(Received("", []))  # somebody may wait for this

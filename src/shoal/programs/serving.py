@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from typing import Any
 
 from shoal import config
+from shoal.checks import text
 from shoal.core.events import PutDone
 from shoal.core.worker.reactor import WorkerCore
 from shoal.errors import SerializationError
@@ -166,7 +167,7 @@ class Serving(ABC):
                 answer.missing.append(key)
                 continue
             if isinstance(payload, SerializationError):
-                answer.errors[key] = str(payload)
+                answer.errors[key] = text(str(payload))
                 continue
             nbytes = payload_nbytes(payload)
             size += nbytes

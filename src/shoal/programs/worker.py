@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from uuid import uuid4
 
-import msgspec
-
 from shoal import config
+from shoal.checks import text
 from shoal.core.effects import (
     Answered,
     CallUser,
@@ -79,11 +78,15 @@ from shoal.shell.peers import PeerPool
 from shoal.shell.profiler import Profiler
 from shoal.shell.recorder import SECEDED, Recorder
 from shoal.shell.scratch import Scratch
-from shoal.shell.serialize import event_of
+from shoal.shell.serialize import check_plain, event_of
 from shoal.shell.spill import Disk
 from shoal.shell.store import ValueStore
 
 logger = logging.getLogger("shoal.worker")
+
+
+#: Bytes of what one metric of a user's says.
+MOST_METRIC = 64 * 1024
 
 
 class Supervision(NamedTuple):
@@ -281,8 +284,8 @@ class WorkerProgram(Serving):
             self.nthreads,
             self.memory_limit,
             os.getpid(),
-            socket.gethostname(),
-            self.local_directory,
+            text(socket.gethostname()),
+            text(self.local_directory),
             self.resources,
             self.executors,
         )
@@ -293,7 +296,7 @@ class WorkerProgram(Serving):
         Running tasks have half of ``timeout`` seconds to end; then they run elsewhere.
         """
         self._stays.clear()
-        self._send(AskRetirement(reason, timeout / 2, restart))
+        self._send(AskRetirement(text(reason), timeout / 2, restart))
         await first_of(timeout, self.finished, self._stays)
         return self.finished.is_set()
 
@@ -417,11 +420,10 @@ class WorkerProgram(Serving):
     def _metric(self, name: str, metric: Callable[[Any], Any]) -> Any:
         value = doors.call("metric", metric, self._public)
         try:
-            msgspec.msgpack.encode(value)
-        except BaseException as error:
+            return check_plain(value, f"what the metric {name!r} says", MOST_METRIC)
+        except TypeError as error:
             doors.report("metric", error, f"the metric {name!r} gave no plain value, which")
             return None
-        return value
 
     async def plugin_add(self, plugin: Any, name: str | None = None) -> str:
         """Install a plugin here; return its name."""
@@ -500,7 +502,7 @@ class WorkerProgram(Serving):
         self.lifetime.close()
         await self._hooks.close()
         if self._link is not None and not self._link.closed:
-            self._link.send(Bye(reason))
+            self._link.send(Bye(text(reason)))
             self._link.close(reason)
         self.driver.close()
         for server in self._servers:

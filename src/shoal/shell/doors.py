@@ -21,6 +21,8 @@ from collections.abc import Callable
 from time import monotonic
 from typing import Any, Final, NamedTuple, TypeVar
 
+from shoal.checks import text
+
 T = TypeVar("T")
 
 logger = logging.getLogger("shoal.doors")
@@ -29,6 +31,7 @@ logger = logging.getLogger("shoal.doors")
 _EACH: Final = 20
 _BETWEEN: Final = 1.0
 _MOST_TEXT: Final = 20_000
+_MOST_NAME: Final = 200
 
 
 class Place(NamedTuple):
@@ -219,15 +222,14 @@ _TRACEBACK: Final = BaseException.__dict__["__traceback__"].__get__
 
 
 def named(value: Any) -> str:
-    """The name of a value's real type; no code of users runs."""
-    name: str = _NAME(type(value))
-    return name
+    """The name of a value's real type, as it can travel; no code of users runs."""
+    return text(_NAME(type(value)), _MOST_NAME)
 
 
 def text_of(error: BaseException) -> str:
     """What an exception says of itself, with its type; its name alone where it cannot say anything."""
     try:
-        return f"{named(error)}: {error}"[:_MOST_TEXT]
+        return text(f"{named(error)}: {error}", _MOST_TEXT)
     except BaseException as cause:
         return f"{named(error)} (which cannot say what it is: {named(cause)})"
 

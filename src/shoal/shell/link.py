@@ -14,8 +14,9 @@ from typing import Any
 
 from shoal import config
 from shoal.core.channel import Channel
-from shoal.core.framing import COUNT_LIMIT, Codec, Frame, FrameReader, SealError, pack_frame, seal_frame
+from shoal.core.framing import Codec, Frame, FrameReader, SealError, pack_frame, seal_frame
 from shoal.core.liveness import GRACE
+from shoal.core.parcels import Parcels
 from shoal.core.session import NONCE_BYTES, Session
 from shoal.errors import HandshakeError, LinkClosedError, LinkError
 from shoal.shell.areas import AREAS
@@ -27,8 +28,6 @@ logger = logging.getLogger("shoal.link")
 
 #: Seconds that a handshake may take.
 HANDSHAKE_TIMEOUT = 10.0
-#: Bytes of messages from which on what was said in one turn is written in several frames.
-FRAME_BYTES = 64 << 20
 #: Bytes that are kept for a peer whose connection is cut.
 KEPT_BYTES = 256 << 20
 #: The body of a frame that only acknowledges.
@@ -98,6 +97,7 @@ class Link(asyncio.BufferedProtocol):
         self._silent = ""
         self._judge = judge_of(self.loop)
         self._codec: Codec
+        self._parcels: Parcels
         self._channel: Channel | None = None
         if redial is not None and grace:
             self._channel = Channel(secrets.token_bytes(16))
@@ -285,6 +285,7 @@ class Link(asyncio.BufferedProtocol):
             return
         self.peer_id, self.peer_role = self.session.peer_id, self.session.peer_role or ""
         self._codec = self.session.codec
+        self._parcels = Parcels(self._codec)
         self._opened = True
         self._on_open(self)
 
@@ -424,15 +425,42 @@ class Link(asyncio.BufferedProtocol):
             self._out.clear()
             return
         out, self._out = self._out, []
-        self._write_all(out)
+        try:
+            for body, buffers in self._parcels.frames(out):
+                if not self._over:
+                    self._write_frame(body, buffers)
+        except Exception as error:
+            # What was taken can be neither written nor put back in its order: the other side is to know.
+            logger.exception("what was said to %s %s cannot be written", self.peer_role, self.address)
+            self._abandon(f"{len(out)} messages could not be written: {type(error).__name__}: {error}")
+        if self._parcels.refused:
+            self._tell_refused()
 
-    def _write_all(self, messages: list[Any]) -> None:
-        body, buffers = self._codec.encode(messages)
-        if len(messages) > 1 and (len(body) > FRAME_BYTES or len(buffers) > COUNT_LIMIT):
-            middle = len(messages) // 2
-            self._write_all(messages[:middle])
-            self._write_all(messages[middle:])
-            return
+    def _tell_refused(self) -> None:
+        """Messages could not be encoded: whoever waits for an answer to them gets an error."""
+        parcels = self._parcels
+        for kind, why in parcels.refused:
+            logger.error(
+                "a message (%s) to %s %s could not be encoded, which is a bug in shoal: %s",
+                kind, self.peer_role, self.address, why,
+            )  # fmt: skip
+        heard, parcels.heard, parcels.refused = parcels.heard, [], []
+        if heard:
+            self.loop.call_soon(self._hear, heard)
+
+    def _hear(self, messages: list[Any]) -> None:
+        if self._opened and not self._over:
+            self._on_messages(self, messages)
+
+    def _abandon(self, reason: str) -> None:
+        """End the link without a further word, be it cut or not."""
+        self._reason = self._reason or reason
+        transport = self._transport
+        self._end(reason)
+        if transport is not None:
+            transport.abort()
+
+    def _write_frame(self, body: bytes, buffers: list[Any]) -> None:
         channel = self._channel
         if channel is None:
             pieces = pack_frame(body, buffers)

@@ -19,6 +19,10 @@ from time import time
 from types import BuiltinFunctionType, CodeType, FunctionType, ModuleType, TracebackType
 from typing import Any, Final
 
+import msgspec
+
+from shoal.checks import name
+from shoal.checks import text as sendable
 from shoal.errors import SerializationError
 from shoal.messages import Blob, LogEvent, TaskError
 from shoal.shell import doors
@@ -28,8 +32,12 @@ _OUT_OF_BAND = 32 * 1024
 #: A pickle up to this size travels inside of its message.
 _INSIDE = 64 * 1024
 _MOST_TEXT = 20_000
+#: Bytes of a pickled traceback.
+_MOST_TRACEBACK = 1 << 20
 #: Errors that led to each other, as far as they travel.
 _MOST_CAUSES = 10
+#: Bytes of an event, or of metadata.
+MOST_PLAIN = 64 << 20
 
 _local = threading.local()
 
@@ -206,8 +214,8 @@ def dump_function(function: Any) -> tuple[str, Any]:
     digest = hashlib.blake2b(digest_size=16)
     for frame in frames:
         digest.update(frame)
-    name = getattr(function, "__qualname__", type(function).__qualname__)
-    return f"{name[:80]}:{digest.hexdigest()}", payload
+    called = str(getattr(function, "__qualname__", type(function).__qualname__))
+    return f"{sendable(called, 80)}:{digest.hexdigest()}", payload
 
 
 def stable_state(function: Any, depth: int = 4) -> tuple[Any, ...] | None:
@@ -281,7 +289,7 @@ def dump_error(error: BaseException, depth: int = 0) -> TaskError:
         return _dump_error(error, depth)
     except BaseException as failure:  # there is no memory, or a class does what nobody has thought of
         doors.report("error", failure, f"an exception of type {doors.named(error)} could not be sent, and")
-        return TaskError(None, None, doors.text_of(error)[:_MOST_TEXT], "", None, False)
+        return TaskError(None, None, sendable(doors.text_of(error)), "", None, False)
 
 
 def _dump_error(error: BaseException, depth: int) -> TaskError:
@@ -292,6 +300,7 @@ def _dump_error(error: BaseException, depth: int) -> TaskError:
         lines = "".join(tracebacks.format_exception(type(error), error, frames))
     except BaseException as failure:
         lines = f"(its traceback cannot be formatted: {doors.named(failure)})"
+    text, lines = sendable(text), sendable(lines[-_MOST_TEXT:])
     exception = traceback = None
     try:
         exception = dumps(error, "exception")
@@ -303,12 +312,15 @@ def _dump_error(error: BaseException, depth: int) -> TaskError:
             import tblib
 
             traceback = pickle.dumps(tblib.Traceback(frames).to_dict(), 5)
+            if len(traceback) > _MOST_TRACEBACK:
+                traceback = None
+                lines += f"\n(the traceback itself was not sent: its pickle is over {_MOST_TRACEBACK:,} bytes)"
         except Exception as failure:
-            lines += f"\n(the traceback itself could not be sent: {failure})"
+            lines += sendable(f"\n(the traceback itself could not be sent: {doors.named(failure)})")
     explicit = (cause := _CAUSE.__get__(error)) is not None
     before = cause if explicit else None if _SUPPRESSED.__get__(error) else _CONTEXT.__get__(error)
     earlier = dump_error(before, depth + 1) if before is not None and depth < _MOST_CAUSES else None
-    return TaskError(exception, traceback, text[:_MOST_TEXT], lines[-_MOST_TEXT:], earlier, explicit)
+    return TaskError(exception, traceback, text, lines, earlier, explicit)
 
 
 def error_parts(error: BaseException) -> tuple[Any, ...]:
@@ -430,14 +442,26 @@ def event_of(topic: str | Sequence[str], msg: Any) -> LogEvent:
     TypeError
         If msgpack cannot carry it.
     """
-    import msgspec
+    topics = [name(one, "topic") for one in ([topic] if isinstance(topic, str) else topic)]
+    return LogEvent(topics, check_plain(msg, f"the message for {topics}"), time())
 
-    topics = [topic] if isinstance(topic, str) else list(topic)
+
+def check_plain(value: Any, what: str, most: int = MOST_PLAIN) -> Any:
+    """Check that ``value`` is of plain values, which msgpack can carry, and return it.
+
+    Raises
+    ------
+    TypeError
+        If it is not, or takes more than ``most`` bytes.
+    """
     try:
-        msgspec.msgpack.encode(msg)
-    except (TypeError, ValueError, OverflowError) as error:
-        raise TypeError(f"the message for {topics} must be of plain values (msgpack): {error}") from error
-    return LogEvent(topics, msg, time())
+        data = msgspec.msgpack.encode(value)
+        msgspec.msgpack.decode(data)  # what is nested too deep for that
+    except Exception as error:  # whatever is inside of it
+        raise TypeError(f"{what} must be of plain values (msgpack): {error}") from error
+    if len(data) > most:
+        raise TypeError(f"{what} must take at most {most:,} bytes, and takes {len(data):,}")
+    return value
 
 
 def dumps_text(value: Any, what: str) -> str:

@@ -31,6 +31,7 @@ from shoal.core.scheduler.owing import Owing
 from shoal.core.scheduler.roster import ClientRecord, FunctionRecord
 from shoal.core.scheduler.settings import Settings
 from shoal.core.scheduler.task import ACTIVE, Task, TaskState
+from shoal.core.splitting import join
 from shoal.errors import ShoalError
 from shoal.ids import ClientId, SlotId, WorkerId
 from shoal.messages import (
@@ -230,8 +231,12 @@ class SchedulerCore(Meeting):
             self._effects.append(CloseLink(peer, "a client must register first"))
             return
         match message:
+            case Submit() if message.more:
+                client.pieces.append(message)
             case Submit():
-                self._on_submit(client, message)
+                whole = join([*client.pieces, message])
+                client.pieces.clear()
+                self._on_submit(client, whole)
             case FireAndForget():
                 self._on_fire_and_forget(message)
             case Unwant():

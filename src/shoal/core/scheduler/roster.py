@@ -15,6 +15,7 @@ from shoal.core.amounts import offered
 from shoal.core.machine import Table
 from shoal.core.scheduler.task import Task
 from shoal.ids import ClientId, SlotId, WorkerId
+from shoal.messages import Submit
 
 if TYPE_CHECKING:
     from shoal.core.scheduler.copying import Move
@@ -199,7 +200,9 @@ class WorkerRecord:
 class ClientRecord:
     """One client."""
 
-    __slots__ = ("functions", "generation", "id", "name", "out", "owed", "remote", "submitted", "wants", "wish")
+    __slots__ = (
+        "functions", "generation", "id", "name", "out", "owed", "pieces", "remote", "submitted", "wants", "wish",
+    )  # fmt: skip
 
     def __init__(self, id: ClientId, name: str = "", remote: bool = True) -> None:
         self.id = id
@@ -216,6 +219,8 @@ class ClientRecord:
         self.out: list[Any] = []
         #: What it is not told, as it does not read; None while it does.
         self.owed: Owed | None = None
+        #: Of a submission that comes in pieces, what came so far.
+        self.pieces: list[Submit] = []
 
     def __repr__(self) -> str:
         return f"<Client {self.id} wants={len(self.wants)}>"
