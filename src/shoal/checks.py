@@ -225,7 +225,7 @@ def priority(value: Any) -> int:
 
 
 def amounts(value: Any, what: str = "resources") -> dict[str, float] | None:
-    """Check amounts of resources, by name. None stays None.
+    """Check amounts of resources, by name; an amount of 0 asks for nothing. None stays None.
 
     Raises
     ------
@@ -236,7 +236,11 @@ def amounts(value: Any, what: str = "resources") -> dict[str, float] | None:
         return None
     if not isinstance(value, Mapping):
         raise UsageError(f"{what} must map names to amounts, got {_shown(value)}")
-    return {name(one, f"a name in {what}"): number(amount, f"{what}[{one!r}]", 0.0) for one, amount in value.items()}
+    found = {}
+    for one, amount in value.items():
+        checked = name(one, f"a name in {what}")
+        found[checked] = number(amount, f"{what}[{checked!r:.200}]", 0.0)
+    return found
 
 
 def payload(nbytes: int, what: str, advice: str = "scatter it (client.scatter), and pass the future") -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import errno
 import json
+import math
 import os
 import re
 import resource
@@ -126,24 +127,41 @@ def _flatten(tree: Any, prefix: str) -> list[str]:
     return [leaf for name, node in tree.items() for leaf in _flatten(node, f"{prefix}.{str(name).replace('_', '-')}")]
 
 
+#: Seconds from which on a duration is for ever.
+LONGEST = 1e9
+
+
 def seconds(value: Any, name: str) -> float | None:
-    """Return a duration given as seconds or as text (``"5 minutes"``), in seconds; None stays None.
+    """Return a duration given as seconds or as text (``"5 minutes"``), in seconds; None and infinity are None.
 
     Raises
     ------
     ConfigurationError
         If it is no duration, naming ``name``.
     """
-    if value is None or isinstance(value, int | float):
-        return value
+    if value is None:
+        return None
+    if isinstance(value, int | float) or (not isinstance(value, str | bytes) and hasattr(type(value), "__float__")):
+        return _finite(value, name)
     units = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "sec": 1.0, "second": 1.0, "seconds": 1.0, "m": 60.0, "min": 60.0,
              "minute": 60.0, "minutes": 60.0, "h": 3600.0, "hour": 3600.0, "hours": 3600.0, "d": 86400.0,
              "day": 86400.0, "days": 86400.0}  # fmt: skip
     number, unit = _split_unit(str(value))
     try:
-        return float(number or 1) * units[unit.lower() or "s"]
+        return _finite(float(number or 1) * units[unit.lower() or "s"], name)
     except (ValueError, KeyError):
-        raise ConfigurationError(f"{name} is no duration: {value!r}; write seconds, or as '5 minutes'") from None
+        raise ConfigurationError(f"{name} is no duration: {value!r:.200}; write seconds, or as '5 minutes'") from None
+
+
+def _finite(value: Any, name: str) -> float | None:
+    """Seconds that timers can count; what is longer than a life is for ever."""
+    try:
+        found = value if isinstance(value, int) else float(value)
+        if math.isnan(found):
+            raise ValueError
+    except Exception:
+        raise ConfigurationError(f"{name} is no duration: {value!r:.200}") from None
+    return None if found > LONGEST else found
 
 
 def executors(value: Any) -> dict[str, int]:

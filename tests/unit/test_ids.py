@@ -6,9 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from shoal.errors import UsageError
 from shoal.ids import key_from_wire, key_prefix, key_to_wire
 
-atoms = st.text() | st.binary() | st.integers() | st.floats(allow_nan=False, allow_infinity=False)
+atoms = st.text(min_size=1) | st.binary(min_size=1) | st.integers() | st.floats(allow_nan=False, allow_infinity=False)
 keys = st.recursive(atoms, lambda inner: st.lists(inner, max_size=3).map(tuple), max_leaves=5)
 
 
@@ -22,6 +23,53 @@ def test_what_is_no_key() -> None:
     """The error names the type."""
     with pytest.raises(TypeError, match="list"):
         key_to_wire(("x", []))
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "",
+        b"",
+        "caf\udce9",
+        "(\udce9",
+        ("x", "\udce9"),
+        "x" * 100_000,
+        ("x" * 70_000,),
+        float("nan"),
+        ("x", float("inf")),
+    ],
+    ids=lambda key: ascii(key)[:30],
+)
+def test_keys_that_cannot_travel_are_refused(key: object) -> None:
+    """As the caller's fault, naming the argument."""
+    with pytest.raises(UsageError, match="key must"):
+        key_to_wire(key)
+
+
+def test_tuples_within_tuples_have_a_depth_that_can_be_read_again() -> None:
+    """Python's parser gives up at some."""
+    key: object = "x"
+    for _ in range(40):
+        key = (key,)
+    assert key_from_wire(key_to_wire(key)) == key
+    for _ in range(40):
+        key = (key,)
+    with pytest.raises(UsageError, match="deep"):
+        key_to_wire(key)
+
+
+@pytest.mark.parametrize(
+    "text", ["(", "\x00(", "(" * 5000, "\x00[1]", "([],)", "('x', " + "9" * 5000 + ")", "\x00import os"]
+)
+def test_what_was_never_a_key_stands_for_itself(text: str) -> None:
+    """A peer may say anything."""
+    assert key_from_wire(text) == text
+
+
+def test_numbers_of_numpy_are_keys() -> None:
+    """As those of Python that are equal to them."""
+    numpy = pytest.importorskip("numpy")
+    assert key_to_wire(("x", numpy.int64(3))) == key_to_wire(("x", 3))
 
 
 @pytest.mark.parametrize(

@@ -207,7 +207,7 @@ def options_of(
         raise UsageError("allow_other_workers=True means nothing without workers=")
     priority = checks.priority(priority)
     retries = checks.whole(retries, "retries", 0)
-    resources = checks.amounts(resources)
+    resources = {name: amount for name, amount in (checks.amounts(resources) or {}).items() if amount} or None
     executor = checks.name(executor, "executor") if executor or not isinstance(executor, str) else ""
     executor = "" if executor == "default" else executor
     limit = config.seconds(noted.get("timeout") if timeout is None else timeout, "task_timeout")

@@ -105,6 +105,8 @@ class Sharing(Questions):
         """
         if len(args) > 1 or (bool(args) != (name is not None)):
             raise TypeError("publish one value and its name=, or values as keyword arguments")
+        if args:
+            key_to_wire(name)
         many: dict[Any, Any] = {**({name: args[0]} if args else {}), **kwargs}
         packed = [(one, key_to_wire(one), *self._pack_kept(value)) for one, value in many.items()]
 
