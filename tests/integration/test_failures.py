@@ -195,7 +195,7 @@ def test_options_that_make_no_sense_are_named(tmp_path: Path) -> None:
 def test_bad_arguments_of_submissions_are_named(client: Client) -> None:
     """And the cluster goes on."""
     for options, match in [
-        ({"workers": 5}, "workers"),
+        ({"workers": 5.5}, "workers"),
         ({"retries": -1}, "retries"),
         ({"priority": "high"}, "priority"),
         ({"resources": {"GPU": "two"}}, "resources"),
