@@ -146,10 +146,11 @@ def pack_calls(
         deps: list[str] = []
         with serialize.collecting() as found:
             data = serialize.dumps((unpack(args, client, deps), unpack(kwargs, client, deps)), where)
+        key = None if keys is None else next(keys, _NO_KEY)
         if type(data) is not bytes:
-            checks.payload(data.nbytes, f"what {name} is called with{_called(keys, number)}")
+            which = f"(key {key!r:.200})" if keys is not None else f"(call {number})"
+            checks.payload(data.nbytes, f"what {name} is called with {which}")
         if keys is not None:
-            key = next(keys, _NO_KEY)
             if key is _NO_KEY:
                 raise UsageError(f"key holds {number} keys, and there are more calls")
             wire = key_to_wire(key)
@@ -166,11 +167,6 @@ def pack_calls(
         if nbytes > BATCH_BYTES:
             break
     return Packed(specs, hidden, nbytes)
-
-
-def _called(keys: list[Any] | None, number: int) -> str:
-    """Which call is meant, for an error."""
-    return f" (key {keys[number]!r:.200})" if keys is not None else f" (call {number})" if number else ""
 
 
 def options_of(
