@@ -15,6 +15,7 @@ import click
 
 from shoal import __version__, checks, private
 from shoal.errors import ShoalError
+from shoal.shell import standard
 from shoal.shell.logs import print_from
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 @click.version_option(__version__)
 def main() -> None:
     """Run the parts of a shoal cluster."""
+    standard.ensure()
     print_from(logging.INFO)
 
 

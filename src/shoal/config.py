@@ -94,13 +94,20 @@ def _merged(tree: dict[str, Any], overlay: dict[str, Any] | None) -> dict[str, A
 
 def import_path() -> list[str]:
     """Where this process finds modules, for the processes that it starts: they must find the user's own as well."""
-    return [os.path.abspath(entry) for entry in sys.path]
+    found = []
+    for entry in sys.path:
+        try:
+            found.append(os.path.abspath(entry))
+        except OSError:
+            pass  # it is the working directory, which was removed
+    return found
 
 
 def extend_import_path(entries: list[str]) -> None:
-    """Look for modules in ``entries`` too, after the places that are known here."""
+    """Look for modules in ``entries`` too: first in the first one, then in the places that are known here."""
     known = set(sys.path)
-    sys.path.extend(entry for entry in entries if entry not in known)
+    sys.path[:0] = [entry for entry in entries[:1] if entry not in known]
+    sys.path.extend(entry for entry in entries[1:] if entry not in known)
 
 
 def _load_defaults() -> dict[str, Any]:

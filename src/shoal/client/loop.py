@@ -12,7 +12,7 @@ from typing import Any, Final, TypeVar
 
 from shoal import config
 from shoal.errors import ClosedClientError
-from shoal.shell import doors
+from shoal.shell import doors, standard
 from shoal.shell.areas import AREAS, KEEP
 from shoal.shell.loops import new_event_loop
 
@@ -29,6 +29,7 @@ class LoopThread:
     """An event loop in a daemon thread."""
 
     def __init__(self) -> None:
+        standard.ensure()
         self.loop = new_event_loop()
         self.pid = os.getpid()
         self._thread = threading.Thread(target=self._run, name="shoal-io", daemon=True)

@@ -6,14 +6,15 @@ import asyncio
 import itertools
 import json
 import subprocess
-import sys
 from typing import Any
 
 from shoal import config, errors
 from shoal.deploy.spec import ProcessInterface
 from shoal.programs.scheduler import SchedulerProgram
 from shoal.programs.worker import WorkerProgram
+from shoal.shell import standard
 from shoal.shell.addresses import Listening
+from shoal.shell.interpreter import command
 from shoal.shell.loops import in_thread
 
 #: Seconds that the head process may take to end before it is killed.
@@ -58,10 +59,12 @@ class Head(ProcessInterface):
             With the reason that the process gave.
         """
         self.status = "starting"
+        standard.ensure()
         self._process = subprocess.Popen(  # noqa: ASYNC220 - it is forked at once, and waited for elsewhere
-            [sys.executable, "-m", "shoal.programs.head"],
+            command("shoal.programs.head"),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
+            stderr=standard.error(),
             env=config.effective_environment(self._env),
             start_new_session=True,
         )

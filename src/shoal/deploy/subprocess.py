@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 from collections.abc import Sequence
 from functools import partial
 from subprocess import PIPE
@@ -14,6 +13,7 @@ from shoal.deploy.commands import Command, Running, options_of
 from shoal.deploy.local import _shape
 from shoal.deploy.spec import SpecCluster
 from shoal.security import secret_of
+from shoal.shell.interpreter import command
 
 
 class _Here(Running):
@@ -32,10 +32,7 @@ class _Here(Running):
 class _SubprocessCommand(Command):
     async def launch(self, arguments: Sequence[str]) -> Running:
         process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "shoal",
-            *arguments,
+            *command("shoal.cli", *arguments),
             stdin=PIPE,
             stdout=PIPE,
             stderr=PIPE,

@@ -20,7 +20,7 @@ from shoal import config
 from shoal.errors import Reschedule
 from shoal.ids import key_from_wire
 from shoal.programs.preparing import expect_tasks, take_title
-from shoal.shell import current, doors, serialize
+from shoal.shell import current, doors, serialize, standard
 from shoal.shell.cells import receive, send
 from shoal.shell.current import Home
 from shoal.shell.usage import most_resident_bytes, reset_most_resident, resident_bytes
@@ -41,6 +41,7 @@ class CellWorker:
 
 def main() -> None:
     """Serve until the other side closes."""
+    standard.ensure()
     sock = socket.socket(fileno=int(sys.argv[1]))
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     id, name, address, scheduler, secret, tree, paths = receive(sock)

@@ -19,12 +19,14 @@ from collections.abc import Sequence
 
 from shoal import config
 from shoal.programs.worker_main import become, die_with_parent
+from shoal.shell import standard
 
 _DESCRIPTORS = 5
 
 
 def main() -> None:
     """Be the fork server that a command line asks for."""
+    standard.ensure()
     serve(socket.socket(fileno=int(sys.argv[1])), sys.argv[2:])
 
 

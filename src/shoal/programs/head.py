@@ -25,6 +25,7 @@ from shoal.programs.preparing import expect_imports, take_title
 from shoal.programs.processes import ForkServer, fork_imports, start_method
 from shoal.programs.scheduler import SchedulerProgram
 from shoal.security import unpack
+from shoal.shell import standard
 from shoal.shell.logs import print_from
 from shoal.shell.loops import new_event_loop
 from shoal.shell.network import local_address
@@ -32,6 +33,7 @@ from shoal.shell.network import local_address
 
 def main() -> None:
     """Read the options, run until stdin closes."""
+    standard.ensure()
     options = json.loads(sys.stdin.buffer.readline())
     config.inherit(options.pop("config"))
     config.extend_import_path(options.pop("sys_path"))

@@ -38,6 +38,7 @@ from shoal.programs.orders import Orders
 from shoal.programs.plugins import Plugins
 from shoal.programs.processes import Child, Starter, start_method
 from shoal.security import pack
+from shoal.shell import standard
 from shoal.shell.addresses import Listening
 from shoal.shell.driver import Driver
 from shoal.shell.link import Identity, Link
@@ -533,10 +534,7 @@ class _Output:
             data = os.read(self._descriptor, 65536)
         except BlockingIOError:
             return False
-        try:
-            os.write(2, data)
-        except OSError:
-            pass  # nobody reads this process's own
+        standard.pass_on(data)
         *lines, self._rest = (self._rest + data).split(b"\n")
         self._rest = self._rest[-LONGEST_LINE:]
         self._keep(lines)

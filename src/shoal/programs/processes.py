@@ -14,11 +14,12 @@ import resource
 import signal
 import socket
 import subprocess
-import sys
 from typing import Any, ClassVar, Final
 
 from shoal import config
 from shoal.errors import ConfigurationError, StartError
+from shoal.shell import standard
+from shoal.shell.interpreter import command
 
 METHODS: Final = ("spawn", "forkserver", "fork")
 
@@ -164,6 +165,7 @@ class Starter:
         StartError
             If there cannot be one, with the reason.
         """
+        standard.ensure()
         pipes = Pipes(options, recorder)
         try:
             if self.method == "spawn":
@@ -207,11 +209,11 @@ class Starter:
 
 
 def _spawn(pipes: Pipes, env: dict[str, str]) -> tuple[int, asyncio.Future[Exit]]:
-    stdin, stderr, report, options, recorder = pipes.theirs
-    command = [sys.executable, "-m", "shoal.programs.worker_main", str(report), str(options), str(recorder)]
+    stdin, stderr, *passed = pipes.theirs
     process = subprocess.Popen(
-        command, stdin=stdin, stderr=stderr, env=env, pass_fds=[report, options, recorder], process_group=0
-    )
+        command("shoal.programs.worker_main", *map(str, passed)),
+        stdin=stdin, stdout=standard.output(), stderr=stderr, env=env, pass_fds=passed, process_group=0,
+    )  # fmt: skip
     process.returncode = 0  # it is joined below
     return process.pid, _watch(process.pid)
 
@@ -342,8 +344,11 @@ def fork_imports() -> list[str]:
 def _execute(env: dict[str, str]) -> tuple[socket.socket, int]:
     """Start a fork server with an environment."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    command = [sys.executable, "-m", "shoal.programs.fork_server", str(theirs.fileno()), *fork_imports()]
     with theirs:
-        process = subprocess.Popen(command, env=env, pass_fds=[theirs.fileno()], process_group=0)
+        process = subprocess.Popen(
+            command("shoal.programs.fork_server", str(theirs.fileno()), *fork_imports()),
+            stdin=subprocess.DEVNULL, stdout=standard.output(), stderr=standard.error(),
+            env=env, pass_fds=[theirs.fileno()], process_group=0,
+        )  # fmt: skip
     process.returncode = 0  # it is joined by who has it
     return ours, process.pid

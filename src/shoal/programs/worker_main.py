@@ -26,13 +26,14 @@ from shoal.programs.joining import SUPERVISION, Worker, retire_timeout
 from shoal.programs.preparing import expect_tasks, take_title
 from shoal.programs.worker import Supervision
 from shoal.security import unpack
-from shoal.shell import serialize
+from shoal.shell import serialize, standard
 from shoal.shell.logs import print_from
 from shoal.shell.loops import new_event_loop
 
 
 def main() -> None:
     """Run a worker in a process of its own."""
+    standard.ensure()
     die_with_parent()
     _run(*(int(descriptor) for descriptor in sys.argv[1:4]))
 

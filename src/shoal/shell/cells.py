@@ -10,7 +10,6 @@ import signal
 import socket
 import struct
 import subprocess
-import sys
 import threading
 from collections.abc import Callable, Sequence
 from time import monotonic
@@ -18,7 +17,8 @@ from typing import Any
 
 from shoal.errors import StartError, TaskProcessDied, TaskTimeoutError
 from shoal.messages import Blob
-from shoal.shell import serialize
+from shoal.shell import serialize, standard
+from shoal.shell.interpreter import command
 
 #: Seconds that a process may take to be ready.
 _START = 60.0
@@ -32,10 +32,14 @@ class Cell:
     """One process."""
 
     def __init__(self, home: tuple[Any, ...]) -> None:
+        standard.ensure()
         ours, theirs = socket.socketpair()
-        command = [sys.executable, "-m", "shoal.programs.cell", str(theirs.fileno())]
         with theirs:
-            self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
+            self._process = subprocess.Popen(
+                command("shoal.programs.cell", str(theirs.fileno())),
+                stdin=subprocess.DEVNULL, stdout=standard.output(), stderr=standard.error(),
+                pass_fds=[theirs.fileno()],
+            )  # fmt: skip
         self._socket = ours
         self.killed = False
         #: Functions that it has.
