@@ -15,7 +15,7 @@ import click
 
 from shoal import __version__, checks, private
 from shoal.errors import ShoalError
-from shoal.shell import standard
+from shoal.shell import limits, standard
 from shoal.shell.logs import print_from
 
 if TYPE_CHECKING:
@@ -201,6 +201,7 @@ def scheduler(
     options = {**_preloads(preload, preload_argv), "idle_timeout": idle_timeout}
     options |= {"interface": interface, "protocol": protocol}
     options["security"] = _security("scheduler", tls, _read_secret() if with_stdin else None)
+    limits.allow()  # a link is an open file
     _serve(lambda: [Scheduler(host=host, port=port, scheduler_file=scheduler_file, **options)], pid_file, with_stdin)
 
 

@@ -12,7 +12,7 @@ from typing import Any, Final, TypeVar
 
 from shoal import config
 from shoal.errors import ClosedClientError
-from shoal.shell import doors, standard
+from shoal.shell import doors, limits, standard
 from shoal.shell.areas import AREAS, KEEP
 from shoal.shell.loops import new_event_loop
 
@@ -20,6 +20,8 @@ T = TypeVar("T")
 
 #: Seconds between two looks whether the loop still runs, while something is waited for.
 _LOOK: Final = 2.0
+#: Open files that a loop, a local cluster and its client take; those of further links are not among them.
+_FILES: Final = 18
 
 _lock = threading.Lock()
 _thread: LoopThread | None = None
@@ -30,6 +32,7 @@ class LoopThread:
 
     def __init__(self) -> None:
         standard.ensure()
+        limits.require_more(_FILES, "a program with clients or clusters")
         self.loop = new_event_loop()
         self.pid = os.getpid()
         self._thread = threading.Thread(target=self._run, name="shoal-io", daemon=True)

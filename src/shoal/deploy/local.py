@@ -136,6 +136,7 @@ class LocalCluster(SpecCluster):
             raise ConfigurationError(f"scheduler_port must be a port or 0, got {scheduler_port!r}")
         self.memory_limit = config.memory_limit(memory_limit, self.threads_per_worker)
         options = {
+            "workers": n_workers,
             "config": config.export(_scheduler_settings(scheduler_kwargs or {})),
             "sys_path": config.import_path(),
             "secret": pack(secret),

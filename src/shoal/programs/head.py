@@ -15,7 +15,7 @@ import os
 import signal
 import socket
 import sys
-from typing import Any
+from typing import Any, Final
 
 from shoal import config
 from shoal.errors import StartError
@@ -25,10 +25,16 @@ from shoal.programs.preparing import expect_imports, take_title
 from shoal.programs.processes import ForkServer, fork_imports, start_method
 from shoal.programs.scheduler import SchedulerProgram
 from shoal.security import unpack
-from shoal.shell import standard
+from shoal.shell import limits, standard
 from shoal.shell.logs import print_from
 from shoal.shell.loops import new_event_loop
 from shoal.shell.network import local_address
+
+#: Open files of this process (a scheduler with a few clients), and those that it has for each worker while that starts.
+OWN_FILES: Final = 26
+FILES_OF_A_WORKER: Final = 14
+#: Those of a worker, without those of its peers (two each) and its tasks.
+FILES_IN_A_WORKER: Final = 28
 
 
 def main() -> None:
@@ -39,14 +45,46 @@ def main() -> None:
     config.extend_import_path(options.pop("sys_path"))
     print_from(options.pop("silence_logs"))
     expect_imports()
-    # This process was executed with the environment of the workers: what it has imported is what they need.
-    forking = plant(fork_imports()) if start_method() == "forkserver" else None
-    take_title("shoal cluster")
     answer = os.dup(1)
     os.dup2(2, 1)  # what tasks and libraries print must not be taken for the answer
+    workers = options.pop("workers")
+    try:
+        _allow_files(workers)
+    except StartError as error:
+        _say(answer, {"kind": "StartError", "error": str(error)})
+        return
+    # This process was executed with the environment of the workers: what it has imported is what they need.
+    forking = plant(fork_imports()) if start_method() == "forkserver" else None
+    limits.allow()
+    take_title("shoal cluster")
     gc.set_threshold(50_000, 20, 100)
     with asyncio.Runner(loop_factory=new_event_loop) as runner:
         runner.run(_run(options, answer, forking))
+
+
+def _say(answer: int, what: dict[str, Any]) -> None:
+    with contextlib.suppress(BrokenPipeError):
+        os.write(answer, json.dumps(what).encode() + b"\n")
+
+
+def _files(workers: int) -> int:
+    return OWN_FILES + FILES_OF_A_WORKER * workers
+
+
+def _allow_files(workers: int) -> None:
+    """See that there can be so many open files, here and in the workers, which keep the limit of the user's program.
+
+    Raises
+    ------
+    StartError
+        If there cannot be, naming the limit.
+    """
+    before = limits.limit()
+    limits.allow()
+    limits.require(_files(workers), f"a local cluster of {workers} workers", "; or start fewer workers")
+    theirs = max(before, FILES_IN_A_WORKER + 2 * workers)
+    if theirs < limits.limit():
+        limits.lower(theirs)
 
 
 class _Nannies:
@@ -59,8 +97,7 @@ class _Nannies:
 
     def say(self, what: dict[str, Any]) -> None:
         """One line for the owner, who may be gone."""
-        with contextlib.suppress(BrokenPipeError):
-            os.write(self._answer, json.dumps(what).encode() + b"\n")
+        _say(self._answer, what)
 
     async def serve(self, pipe: asyncio.StreamReader) -> None:
         """Do what is asked until nobody asks any more."""
@@ -86,6 +123,10 @@ class _Nannies:
         options = self._options
         if name in self._nannies:
             raise StartError(f"there is a worker {name!r} already")
+        count = len(self._nannies) + 1
+        limits.require(
+            max(_files(count), limits.open_files() + FILES_OF_A_WORKER), f"a local cluster of {count} workers"
+        )
         nanny = self._nannies[name] = NannyProgram(
             [self.local],
             unpack(options["secret"]),

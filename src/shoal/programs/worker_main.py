@@ -18,7 +18,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any, Final, NoReturn
 
 from shoal import config
 from shoal.errors import StartError
@@ -26,9 +26,12 @@ from shoal.programs.joining import SUPERVISION, Worker, retire_timeout
 from shoal.programs.preparing import expect_tasks, take_title
 from shoal.programs.worker import Supervision
 from shoal.security import unpack
-from shoal.shell import serialize, standard
+from shoal.shell import limits, serialize, standard
 from shoal.shell.logs import print_from
 from shoal.shell.loops import new_event_loop
+
+#: Open files of a worker beside those that its nanny gives it.
+_FILES: Final = 16
 
 
 def main() -> None:
@@ -93,6 +96,11 @@ def die_with_parent() -> None:
 
 
 def _run(report: int, given: int, recorder: int) -> None:
+    try:
+        limits.require_more(_FILES, "a worker")
+    except StartError as error:
+        _say(report, {"error": str(error)})
+        raise SystemExit(1) from error
     with open(given, "rb") as file:
         file.seek(0)
         options = json.loads(file.read())
