@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 @click.version_option(__version__)
 def main() -> None:
     """Run the parts of a shoal cluster."""
-    standard.ensure()
+    standard.take_over()
     print_from(logging.INFO)
 
 

@@ -41,7 +41,7 @@ class CellWorker:
 
 def main() -> None:
     """Serve until the other side closes."""
-    standard.ensure()
+    standard.take_over()
     sock = socket.socket(fileno=int(sys.argv[1]))
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     id, name, address, scheduler, secret, tree, paths = receive(sock)

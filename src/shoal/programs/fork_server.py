@@ -26,7 +26,7 @@ _DESCRIPTORS = 5
 
 def main() -> None:
     """Be the fork server that a command line asks for."""
-    standard.ensure()
+    standard.take_over()
     serve(socket.socket(fileno=int(sys.argv[1])), sys.argv[2:])
 
 

@@ -39,7 +39,7 @@ FILES_IN_A_WORKER: Final = 28
 
 def main() -> None:
     """Read the options, run until stdin closes."""
-    standard.ensure()
+    standard.take_over()
     options = json.loads(sys.stdin.buffer.readline())
     config.inherit(options.pop("config"))
     config.extend_import_path(options.pop("sys_path"))
@@ -178,7 +178,7 @@ async def _run(options: dict[str, Any], answer: int, forking: tuple[socket.socke
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, ended.set)
     pipe = asyncio.StreamReader()
-    await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(pipe), sys.stdin)
+    asked, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(pipe), sys.stdin)
     scheduler = SchedulerProgram(unpack(options["secret"]))
     nannies = _Nannies(options, local_address(), answer)
     serving: asyncio.Task[None] | None = None
@@ -197,6 +197,7 @@ async def _run(options: dict[str, Any], answer: int, forking: tuple[socket.socke
             serving.cancel()
         await nannies.close()
         await scheduler.close("the cluster closed")
+        asked.close()
         if server is not None:
             server.end()
             await server.exited

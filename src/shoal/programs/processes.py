@@ -21,6 +21,8 @@ from shoal.errors import ConfigurationError, StartError
 from shoal.shell import standard
 from shoal.shell.interpreter import command
 
+#: Exit code of a process of which it is not known.
+_UNKNOWN: Final = 255
 METHODS: Final = ("spawn", "forkserver", "fork")
 
 
@@ -236,8 +238,12 @@ def _watch(pid: int) -> asyncio.Future[Exit]:
     def join() -> None:
         loop.remove_reader(descriptor)
         os.close(descriptor)
-        _, status, usage = os.wait4(pid, 0)
-        exited.set_result(Exit(status, usage.ru_maxrss * 1024))
+        try:
+            _, status, usage = os.wait4(pid, 0)
+        except ChildProcessError:  # the program ignores SIGCHLD: the system has joined it, and says nothing
+            exited.set_result(Exit(_UNKNOWN << 8, 0))
+        else:
+            exited.set_result(Exit(status, usage.ru_maxrss * 1024))
 
     loop.add_reader(descriptor, join)
     return exited

@@ -36,7 +36,7 @@ _FILES: Final = 16
 
 def main() -> None:
     """Run a worker in a process of its own."""
-    standard.ensure()
+    standard.take_over()
     die_with_parent()
     _run(*(int(descriptor) for descriptor in sys.argv[1:4]))
 

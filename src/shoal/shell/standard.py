@@ -1,4 +1,4 @@
-"""Standard input, output and error, which a program may have been started without: daemons, cron, some services.
+"""What shoal's processes expect to inherit, and a program may have been started without, as daemons and services are.
 
 What a process opens next gets the lowest free number. If that is 0, 1 or 2, a socket or a pipe of shoal's stands where
 processes and libraries expect the standard files, and what they print goes into it. So they are made to be there before
@@ -8,8 +8,20 @@ shoal opens anything.
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+
+
+def take_over() -> None:
+    """Be a process of shoal's own: standard files, and signals that are neither blocked nor ignored.
+
+    Where the program ignored SIGCHLD, the system would join children, and nobody could learn how they ended.
+    """
+    ensure()
+    if signal.getsignal(signal.SIGCHLD) is signal.SIG_IGN:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
 
 def ensure() -> None:
