@@ -22,7 +22,9 @@ from rich.table import Table
 
 SOURCE = Path(__file__).parents[1] / "src"
 TESTS = Path(__file__).parents[1] / "tests"
-BY_HAND = [TESTS / "scenarios", TESTS / "machines", TESTS / "unit" / "test_nanny_core.py"]
+BY_HAND = [
+    TESTS / "scenarios", TESTS / "machines", TESTS / "unit" / "test_nanny_core.py", TESTS / "unit" / "test_worker_parts.py",
+]  # fmt: skip
 STATE, SCHEDULER = "core/scheduler/state.py", "core/scheduler/reactor.py"
 ASSIGNMENT, SCARCE = "core/scheduler/assignment.py", "core/scheduler/scarce.py"
 WORKER, CLIENT = "core/worker/reactor.py", "core/client/reactor.py"
@@ -97,6 +99,9 @@ MUTATIONS: list[tuple[str, str, str, str]] = [
     ("what leaves the pool gives its resources back", ASSIGNMENT, "            worker.claims[attempt] = (shape, False)\n", "            pass\n"),
     ("a worker says that resources are free when a task leaves the pool", WORKER, "        if record.owed and self.slots.holds(key):", "        if False:"),
     ("a thief gets a task for which it has nothing free", ASSIGNMENT, "(shape is None or shape.fits(thief))", "True"),
+    ("a worker that spills runs what it would have to read first", SLOTS, "            if self.short and _needs_disk(record):", "            if False:"),
+    ("who needs something from disk is passed over for ever", SLOTS, "record.passed_over >= PASSED_OVER_MOST or not", "not"),
+    ("what is on disk is passed over though it is more important", SLOTS, "record.priority[0] != passed[0][2].priority[0]", "False"),
     ("a worker runs what has resources before what is urgent", SLOTS, "urgent.priority[0] < record.priority[0]", "False"),
     ("a running value of another definition counts", WORKER, "        if record.edition != record.wanted:\n            if outcome", "        if False:\n            if outcome"),
     ("a silent worker is kept", FLEET, "            if silent > ttl:", "            if False:"),

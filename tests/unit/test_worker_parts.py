@@ -6,7 +6,7 @@ from shoal.core.worker.attempt import AttemptState
 from shoal.core.worker.fetching import BYTES_IN_FLIGHT, MESSAGE_BYTES, TRANSFERS, Fetcher
 from shoal.core.worker.key import KeyRecord
 from shoal.core.worker.replica import ReplicaState
-from shoal.core.worker.slots import AHEAD, Slots
+from shoal.core.worker.slots import AHEAD, PASSED_OVER_MOST, Slots
 from shoal.messages import ComputeTask
 
 
@@ -162,3 +162,49 @@ def test_a_peer_that_cannot_be_reached_is_left_alone_for_a_growing_while() -> No
         fetcher.ended("p")
     assert pauses == sorted(pauses)
     assert pauses[0] < pauses[-1]
+
+
+def needing(key: str, order: int, *deps: KeyRecord) -> KeyRecord:
+    record = ready(key, order)
+    record.deps = deps
+    return record
+
+
+def test_while_memory_is_short_what_needs_no_disk_is_first() -> None:
+    """Of the same priority; in order again when there is memory."""
+    slots = Slots(1, {})
+    spilled, held = KeyRecord("spilled"), KeyRecord("held")
+    spilled.on_disk = True
+    records = [needing("a", 0, held, spilled), needing("b", 1, held), needing("c", 2, spilled), needing("d", 3, held)]
+    for record in records:
+        slots.push(record)
+    slots.short = True
+    assert slots.pop() is records[1]
+    slots.short = False
+    assert slots.pop() is records[0]
+    slots.short = True
+    assert slots.pop() is records[3]
+    assert slots.pop() is records[2]
+    assert slots.pop() is None
+
+
+def test_nobody_is_passed_over_for_ever() -> None:
+    """However many come that need nothing from disk; and what is more important never is."""
+    slots = Slots(1, {})
+    slots.short = True
+    spilled = KeyRecord("spilled")
+    spilled.on_disk = True
+    first = needing("first", 0, spilled)
+    slots.push(first)
+    count = 0
+    while True:
+        slots.push(ready(f"k-{count}", 1 + count))
+        record = slots.pop()
+        if record is first:
+            break
+        count += 1
+    assert count == PASSED_OVER_MOST
+    urgent = needing("urgent", 0, spilled)
+    urgent.priority = (-1, 0, 0)
+    slots.push(urgent)
+    assert slots.pop() is urgent

@@ -172,6 +172,14 @@ class Pressure(Event):
     reason: str = ""
 
 
+class Spilling(Event):
+    """Results take more memory than they should, or do no longer; which of them went to disk and came back since."""
+
+    short: bool
+    spilled: list[str] = []
+    loaded: list[str] = []
+
+
 class Seceded(Event):
     """The task in this thread left the pool: it does not count as work any more, and another may start."""
 

@@ -39,6 +39,7 @@ from shoal.core.events import (
     Received,
     Rejoined,
     Seceded,
+    Spilling,
     ValuesLost,
 )
 from shoal.core.worker.fetching import hosts_of
@@ -378,7 +379,11 @@ class WorkerProgram(Serving):
 
     def _on_outcomes(self, items: list[Outcome]) -> None:
         self._limit_transfers()
-        self.driver.push(Outcomes(items))
+        short = self.memory_manager.over_target
+        if self.store.moved or short != self.core.slots.short:
+            self.driver.push_all([Outcomes(items), Spilling(short, *self.store.moves())])
+        else:
+            self.driver.push(Outcomes(items))
 
     def _on_left(self, key: str, outside: bool) -> None:
         self.driver.push(Seceded(key) if outside else Rejoined(key))

@@ -63,6 +63,8 @@ class ValueStore:
         self._fast: dict[str, Held] = {}
         self._slow: dict[str, Held] = {}
         self._lock = threading.Lock()
+        #: Those that went to disk or came back since :meth:`moves` was asked.
+        self.moved: dict[str, None] = {}
         #: Bytes of the values in memory, and of those on disk as they would be in memory.
         self.managed = self.spilled_memory = 0
 
@@ -129,9 +131,16 @@ class ValueStore:
             if self._slow.get(key) is held:
                 del self._slow[key]
                 self._fast[key] = held
+                self.moved[key] = None
                 self.spilled_memory -= held.size
                 self.managed += held.size
         return loaded
+
+    def moves(self) -> tuple[list[str], list[str]]:
+        """Return the keys that are on disk by now, and those that are in memory again, since this was asked last."""
+        with self._lock:
+            moved, self.moved = self.moved, {}
+            return [key for key in moved if key in self._slow], [key for key in moved if key in self._fast]
 
     def is_on_disk(self, key: str) -> bool:
         """Whether :meth:`dump` would have to read a file."""
@@ -192,6 +201,7 @@ class ValueStore:
                 if self._fast.get(key) is held:
                     del self._fast[key]
                     self._slow[key] = held
+                    self.moved[key] = None
                     held.value, held.file = _NOTHING, file
                     self.managed -= held.size
                     self.spilled_memory += held.size

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import TYPE_CHECKING, Final
 
-from shoal.core.events import Command, LinkLost, ValuesLost
+from shoal.core.events import Command, LinkLost, Spilling, ValuesLost
 from shoal.core.worker.replica import ReplicaState
 from shoal.messages import Options as TaskOptions
 from shoal.sim.fates import SHAPES
@@ -28,9 +28,9 @@ HOSTS: Final = ("h0", "h1")
 WEIGHTS: Final = {
     "crash": 3, "join": 3, "cut": 2, "interruption": 4, "half-open link": 1, "slow worker": 2, "slow link": 2,
     "deaf worker": 2, "forgetful worker": 2, "stopped worker": 2, "lost heartbeats": 1, "pause": 3, "memory": 1,
-    "nanny restart": 1, "nanny death": 1, "release": 4, "cancel": 3, "resubmit": 4, "retry": 2,
+    "spilling": 3, "nanny restart": 1, "nanny death": 1, "release": 4, "cancel": 3, "resubmit": 4, "retry": 2,
     "changes of mind": 4, "vanish": 1, "restart": 1, "redefine": 5, "restart of some": 2, "nanny orders": 2,
-    "nanny leaves": 1, "broken files": 2, "scatter": 5, "retire": 4, "shrink": 2, "lifetime": 2, "replicate": 2,
+    "nanny leaves": 2, "broken files": 2, "scatter": 5, "retire": 4, "shrink": 2, "lifetime": 2, "replicate": 2,
     "rebalance": 1, "full link": 3,
 }  # fmt: skip
 #: What may happen in calm runs.
@@ -354,6 +354,21 @@ def _pause(world: World, worker: WorkerNode, rng: Random) -> bool:
     return True
 
 
+def _spill(world: World, worker: WorkerNode, rng: Random) -> bool:
+    """Results take too much memory for a while; most of them go to disk, now these and now those."""
+    seconds = rng.choice([0.01, 0.3, 2.0])
+
+    def move(rest: int) -> None:
+        held = sorted(key for key, record in worker.core.keys.items() if record.replica is ReplicaState.HELD)
+        spilled = [key for key in held if rng.random() < 0.7]
+        worker.tell(Spilling(rest > 0, spilled, [key for key in held if key not in spilled]))
+        if rest and worker.alive:
+            world.after(seconds, lambda: move(rest - 1))
+
+    move(rng.randint(1, 4))
+    return True
+
+
 def _use_memory(world: World, worker: WorkerNode, rng: Random) -> bool:
     if worker.nanny is not None:
         worker.nanny.use_too_much()
@@ -404,6 +419,7 @@ _TO_WORKERS: Final[dict[str, Callable[[World, WorkerNode, Random], bool]]] = {
     "lost heartbeats": _lose_heartbeats,
     "pause": _pause,
     "memory": _use_memory,
+    "spilling": _spill,
     "nanny restart": _restart_one,
     "nanny death": _nanny_dies,
     "nanny orders": _order,

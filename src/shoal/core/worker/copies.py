@@ -113,6 +113,7 @@ class Copies(ABC):
 
     def _stored(self, record: KeyRecord) -> None:
         """The value is here now: tasks that waited for it may be ready."""
+        record.on_disk = False
         for waiter in record.waiters:
             waiter.n_missing -= 1
             if waiter.n_missing == 0:

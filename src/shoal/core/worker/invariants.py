@@ -8,6 +8,7 @@ from shoal.core.amounts import offered
 from shoal.core.worker.attempt import PENDING, RUNNING, AttemptState
 from shoal.core.worker.key import Goal, KeyRecord
 from shoal.core.worker.replica import ReplicaState
+from shoal.core.worker.slots import PASSED_OVER_MOST
 from shoal.errors import InvariantViolation
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ def check(core: WorkerCore) -> None:
 
 
 def _check_record(core: WorkerCore, record: KeyRecord) -> None:
+    _require(record.passed_over <= PASSED_OVER_MOST, core, record, f"was passed over {record.passed_over} times")
     if record.attempt in PENDING:
         _require(not core.paused, core, record, "waits at a paused worker")
         _require(not core.leaving, core, record, "waits at a worker that is to go")

@@ -48,8 +48,8 @@ class KeyRecord:
 
     __slots__ = (
         "announced", "asked", "attempt", "deps", "edition", "goal", "holders", "key", "n_missing", "nbytes",
-        "owed", "priority", "replica", "seq", "spec", "tried_absent", "tried_unreachable", "type", "waiters",
-        "wanted",
+        "on_disk", "owed", "passed_over", "priority", "replica", "seq", "spec", "tried_absent",
+        "tried_unreachable", "type", "waiters", "wanted",
     )  # fmt: skip
 
     def __init__(self, key: str) -> None:
@@ -78,6 +78,9 @@ class KeyRecord:
         self.holders: dict[str, None] = {}
         self.tried_absent: list[str] = []
         self.tried_unreachable: list[str] = []
+        #: Whether the value was spilled, as far as is known; and how often others were run before it for that reason.
+        self.on_disk = False
+        self.passed_over = 0
         self.nbytes = 0
         self.type = ""
         self.seq = 0

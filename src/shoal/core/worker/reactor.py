@@ -26,6 +26,7 @@ from shoal.core.events import (
     Received,
     Rejoined,
     Seceded,
+    Spilling,
     ValuesLost,
 )
 from shoal.core.worker.attempt import PENDING, RUNNING, AttemptEvent, AttemptState
@@ -126,6 +127,8 @@ class WorkerCore(Copies):
                 self._on_fetch_failed(event)
             elif type(event) is PutDone:
                 self._on_put_done(event)
+            elif type(event) is Spilling:
+                self._on_spilling(event)
             elif type(event) is Pressure:
                 self._on_pressure(event)
             elif type(event) is ValuesLost:
@@ -277,6 +280,14 @@ class WorkerCore(Copies):
         self._out.append(WorkerStatus(event.paused, event.reason))
         if event.paused:
             self._hand_back()
+
+    def _on_spilling(self, event: Spilling) -> None:
+        self.slots.short = event.short
+        for keys, on_disk in ((event.spilled, True), (event.loaded, False)):
+            for key in keys:
+                record = self.keys.get(key)
+                if record is not None:
+                    record.on_disk = on_disk
 
     def _hand_back(self) -> None:
         """Let others have what no thread has begun."""

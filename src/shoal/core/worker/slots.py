@@ -15,6 +15,9 @@ from shoal.core.worker.attempt import AttemptState
 from shoal.core.worker.key import KeyRecord
 from shoal.ids import key_prefix
 
+#: Tasks that are looked at for one whose inputs are in memory, and how often one is passed over for such.
+LOOKED_AT: Final = 16
+PASSED_OVER_MOST: Final = 64
 #: Only tasks expected to take less than this (seconds) are handed out ahead of time …
 SHORT: Final = 0.001
 #: … and no more than this much work (seconds) for each thread.
@@ -64,7 +67,7 @@ class Slots:
         Threads of other pools, for tasks that ask for one of them by its name.
     """
 
-    __slots__ = ("_constrained", "_durations", "_handed", "_seceded", "_seq", "_units", "pools", "total")
+    __slots__ = ("_constrained", "_durations", "_handed", "_seceded", "_seq", "_units", "pools", "short", "total")
 
     def __init__(self, nthreads: int, resources: dict[str, float], executors: dict[str, int] | None = None) -> None:
         self.pools = {"": Pool(nthreads)} | {name: Pool(size) for name, size in (executors or {}).items()}
@@ -73,6 +76,8 @@ class Slots:
         self._units = {name: offered(amount) for name, amount in resources.items()}
         self._constrained: list[tuple[tuple[int, int, int], int, KeyRecord]] = []
         self._seq = 0
+        #: Whether results take too much memory: then what needs none from disk is run first.
+        self.short = False
         self._durations: dict[str, float] = {}
         #: The pool of each running key, what it was expected to take (None: not known), and its resources.
         self._handed: dict[str, tuple[Pool, float | None, dict[str, float] | None]] = {}
@@ -138,10 +143,37 @@ class Slots:
                 return found
         for pool in self.pools.values():
             record = self._first_ready(pool)
-            if record is not None and self._fits(record, pool):
-                heappop(pool.ready)
-                return record
+            if record is None or not self._fits(record, pool):
+                continue
+            if self.short and _needs_disk(record):
+                return self._pop_in_memory(pool)
+            heappop(pool.ready)
+            return record
         return None
+
+    def _pop_in_memory(self, pool: Pool) -> KeyRecord:
+        """The first that needs nothing from disk, of the first few of the same priority; or the first of all.
+
+        Nobody is passed over for ever.
+        """
+        passed: list[tuple[tuple[int, int, int], int, KeyRecord]] = []
+        found: KeyRecord | None = None
+        while found is None and len(passed) < LOOKED_AT and (record := self._first_ready(pool)) is not None:
+            if passed and record.priority[0] != passed[0][2].priority[0]:
+                break
+            entry = heappop(pool.ready)
+            if record.passed_over >= PASSED_OVER_MOST or not _needs_disk(record):
+                found = record
+            else:
+                passed.append(entry)
+        if found is None:
+            found = passed.pop(0)[2]
+        else:
+            for _, _, record in passed:
+                record.passed_over += 1
+        for entry in passed:
+            heappush(pool.ready, entry)
+        return found
 
     def _first_ready(self, pool: Pool) -> KeyRecord | None:
         heap = pool.ready
@@ -188,6 +220,7 @@ class Slots:
         """``record`` starts: it takes a thread and its resources."""
         assert record.spec is not None
         assert record.key not in self._handed
+        record.passed_over = 0
         expected = self._durations.get(_kind(record))
         resources = record.spec.resources
         pool = self._pool_of(record)
@@ -226,6 +259,10 @@ class Slots:
             if known is None and len(self._durations) > 10_000:
                 self._durations.clear()
             self._durations[kind] = seconds if known is None else max(seconds, 0.5 * (known + seconds))
+
+
+def _needs_disk(record: KeyRecord) -> bool:
+    return any(dep.on_disk for dep in record.deps)
 
 
 def _kind(record: KeyRecord) -> str:
