@@ -18,6 +18,7 @@ from shoal.client.future import Future, failure_of
 from shoal.client.graphs import Asking, finalized, graph_tasks, persisted, with_futures
 from shoal.client.inside import outside
 from shoal.client.keeping import futures_of
+from shoal.client.loading import load_each
 from shoal.client.packing import asking_for, name_of, options_of, own, pack_calls
 from shoal.client.remote import RemoteScheduler
 from shoal.client.shapes import MISSING, fill, find_futures, flatten, reshape
@@ -410,7 +411,7 @@ class Client(Sharing):
                 error = failure_of(record)
                 if error is not None:
                     raise error
-        return [self._load(values[record.key]) if record.key in values else MISSING for record in records]
+        return load_each([record.key for record in records], values, self._load)
 
     def _load(self, payload: Any) -> Any:
         """Unpickle a result; futures inside of it become this client's."""

@@ -25,12 +25,14 @@ from shoal.shell.driver import Driver
 from shoal.shell.link import Identity, Link
 from shoal.shell.network import dial_lasting
 from shoal.shell.peers import PeerPool
-from shoal.shell.serialize import check_plain
+from shoal.shell.serialize import check_plain, payload_nbytes
 
 logger = logging.getLogger("shoal.client")
 
 #: Seconds that a value which is said to be in memory is looked for.
 FETCH_TIMEOUT = 60.0
+#: Bytes that are put on a worker in one message (a single larger value is put all the same).
+PUT_BYTES: Final = 64 << 20
 _NONE = object()
 #: Seconds between two looks whether the loop still runs, while a thread waits for a future.
 _LOOK: Final = 2.0
@@ -461,14 +463,23 @@ class Connection:
                 await asyncio.sleep(0.05)
 
     async def _fetch_from(self, peer: str, addresses: list[str], keys: list[str]) -> dict[str, Any]:
-        try:
-            answer = await self.peers.get(peer, addresses, keys)
-        except LinkError as error:
-            logger.info("%s cannot be reached: %s", peer, error)
-            return {}
-        for why in answer.errors.values():
-            raise SerializationError(why)
-        return answer.items
+        """Get payloads from one worker, which gives as many in one answer as are not too large together."""
+        found: dict[str, Any] = {}
+        left = keys
+        while left:
+            try:
+                answer = await self.peers.get(peer, addresses, left)
+            except LinkError as error:
+                logger.info("%s cannot be reached: %s", peer, error)
+                return found
+            for why in answer.errors.values():
+                raise SerializationError(why)
+            found.update(answer.items)
+            before, known = len(left), answer.items.keys() | set(answer.missing)
+            left = [key for key in left if key not in known]
+            if len(left) == before:
+                return found  # nothing of it can be had there now
+        return found
 
     async def put(self, payloads: dict[str, Any], workers: list[str] | None, broadcast: bool) -> None:
         """Put values on workers, in turn or on all; what one cannot take that goes or is gone, another gets."""
@@ -485,13 +496,27 @@ class Connection:
             taken = await asyncio.gather(
                 *(self._put_on(peer, addresses[peer], items) for peer, items in shares.items())
             )
-            there = set().union(*(shares[peer] for peer, well in zip(shares, taken, strict=True) if well))
+            there = set().union(*taken)
             left = {key: payload for key, payload in left.items() if key not in there}
             if left:
                 await asyncio.sleep(0.05)
 
-    async def _put_on(self, peer: str, addresses: list[str], items: dict[str, Any]) -> bool:
-        """Put values on one worker; return whether it took them, and the scheduler knows."""
+    async def _put_on(self, peer: str, addresses: list[str], items: dict[str, Any]) -> set[str]:
+        """Put values on one worker, not too much at a time; return what it took, and the scheduler knows of."""
+        taken: set[str] = set()
+        left = deque(items.items())
+        while left:
+            part: dict[str, Any] = {}
+            size = 0
+            while left and (not part or size + payload_nbytes(left[0][1]) <= PUT_BYTES):
+                key, part[key] = left.popleft()
+                size += payload_nbytes(part[key])
+            if not await self._put_part(peer, addresses, part):
+                return taken
+            taken |= part.keys()
+        return taken
+
+    async def _put_part(self, peer: str, addresses: list[str], items: dict[str, Any]) -> bool:
         try:
             answer = await self.peers.request(peer, addresses, lambda rid: PutData(rid, self.core.id, items))
         except LinkError as error:

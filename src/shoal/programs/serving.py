@@ -6,7 +6,8 @@ import asyncio
 import itertools
 import logging
 from abc import ABC, abstractmethod
-from typing import Any
+from collections import deque
+from typing import Any, Final
 
 from shoal import config
 from shoal.checks import text
@@ -24,6 +25,13 @@ from shoal.shell.serialize import payload_nbytes
 from shoal.shell.store import Pickled, ValueStore
 
 logger = logging.getLogger("shoal.worker")
+
+#: Bytes of values in one answer to who sets no limit (a single larger one is sent all the same).
+ANSWER_BYTES: Final = 64 << 20
+#: Bytes of values that one peer may be reading from this process's memory before its next request waits.
+LENT_BYTES: Final = 128 << 20
+#: Answers from this size on are written at once, so that the next request sees whether the link has room.
+_LARGE: Final = 1 << 20
 
 
 class Serving(ABC):
@@ -53,6 +61,8 @@ class Serving(ABC):
         self.bytes_in = self.bytes_out = 0
         #: Payloads that peers are reading from this process's memory, by their link and the number of the request.
         self._lent: dict[tuple[Link, int], list[Any]] = {}
+        #: Requests for values that wait until their peer has taken what it asked for before.
+        self._lines: dict[Link, deque[GetData]] = {}
 
     @abstractmethod
     def _spawn(self, coroutine: Any) -> None:
@@ -64,6 +74,7 @@ class Serving(ABC):
 
     def _forget_lent(self, link: Link) -> None:
         """A peer reads nothing any more."""
+        self._lines.pop(link, None)
         for lent in [lent for lent in self._lent if lent[0] is link]:
             del self._lent[lent]
 
@@ -87,20 +98,53 @@ class Serving(ABC):
     def _on_peer_messages(self, link: Link, messages: list[Any]) -> None:
         for message in messages:
             if isinstance(message, GetData):
-                spilled = [key for key in message.keys if self.store.is_on_disk(key)]
-                if spilled:
-                    self._spawn(self._read_files(link, message, spilled))
+                if link in self._lines or not self._has_room(link):
+                    self._lines.setdefault(link, deque()).append(message)
                 else:
-                    link.send(self._read(link, message))
+                    self._serve(link, message)
             elif isinstance(message, Returned):
                 self._lent.pop((link, message.lent), None)
                 link.send(Answer(message.rid, "OK"))
+                self._serve_line(link)
             elif isinstance(message, PutData):
                 self._on_put(link, message)
             elif isinstance(message, ActorCall):
                 self._spawn(self._call_actor(link, message))
             elif isinstance(message, Bye):
                 link.close()
+
+    def _has_room(self, link: Link) -> bool:
+        """Whether its peer has taken enough of what it asked for to be given more."""
+        if link.full:
+            return False
+        lent = [payload for (other, _), payloads in self._lent.items() if other is link for payload in payloads]
+        return sum(map(payload_nbytes, lent)) < LENT_BYTES
+
+    def _on_room(self, link: Link, full: bool) -> None:
+        if not full:
+            self._serve_line(link)
+
+    def _serve_line(self, link: Link) -> None:
+        """Answer what waited, as far as there is room."""
+        line = self._lines.pop(link, None)
+        while line:
+            if not self._has_room(link):
+                self._lines[link] = line
+                return
+            self._serve(link, line.popleft())
+
+    def _serve(self, link: Link, message: GetData) -> None:
+        message.max_bytes = message.max_bytes or ANSWER_BYTES
+        spilled = [key for key in message.keys if self.store.is_on_disk(key)]
+        if spilled:
+            self._spawn(self._read_files(link, message, spilled))
+        else:
+            self._give(link, self._read(link, message))
+
+    def _give(self, link: Link, answer: Data) -> None:
+        link.send(answer)
+        if sum(map(payload_nbytes, answer.items.values())) >= _LARGE:
+            link.flush()
 
     def _on_put(self, link: Link, message: PutData) -> None:
         """A client puts data here; it is answered once the scheduler knows."""
@@ -139,11 +183,16 @@ class Serving(ABC):
                     payloads[key] = error.with_traceback(None)  # which would keep what was read of the file
 
         async with self._reading:  # others wait: what is read for all of them at once might not fit into memory
+            if link.closed:
+                return
+            if not self._has_room(link):
+                self._lines.setdefault(link, deque()).appendleft(message)
+                return
             await in_thread(read)
         for key, payload in payloads.items():
             if isinstance(payload, OSError):
                 self._on_lost(key, str(payload))
-        link.send(self._read(link, message, payloads))
+        self._give(link, self._read(link, message, payloads))
 
     def _read(self, link: Link, message: GetData, payloads: dict[str, Any] | None = None) -> Data:
         answer = Data(message.rid, {}, [], {})

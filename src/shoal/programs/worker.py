@@ -218,7 +218,7 @@ class WorkerProgram(Serving):
         self.lifetime = lifetime or Lifetime()
         self._scheduler = scheduler
         self._up = Identity("worker", self.id, secret, {"scheduler": ToWorker})
-        self._serve = Identity("worker", self.id, secret, {"worker": FromPeer, "client": FromPeer})
+        self._listening = Identity("worker", self.id, secret, {"worker": FromPeer, "client": FromPeer})
         self._peers = PeerPool(Identity("worker", self.id, secret, {"worker": ToPeer}))
         self._link: Link | None = None
         self._servers: list[Server] = []
@@ -259,9 +259,9 @@ class WorkerProgram(Serving):
         StartError
             If the scheduler refused this worker, with its reason.
         """
-        self._servers, self.addresses = await listen_at_one(where, self._make_inbound, self._serve.secret)
+        self._servers, self.addresses = await listen_at_one(where, self._make_inbound, self._listening.secret)
         for address in also or [local_address()]:
-            server, actual = await listen(address, self._make_inbound, self._serve.secret)
+            server, actual = await listen(address, self._make_inbound, self._listening.secret)
             self._servers.append(server)
             self.addresses.append(actual)
         self.core.fetcher.hosts = hosts_of(self.addresses)
@@ -327,7 +327,14 @@ class WorkerProgram(Serving):
             self._link.send(message)
 
     def _make_inbound(self) -> Link:
-        return Link(self._serve, False, self._inbound.add, self._on_peer_messages, self._on_peer_closed)
+        return Link(
+            self._listening,
+            False,
+            self._inbound.add,
+            self._on_peer_messages,
+            self._on_peer_closed,
+            on_room=self._on_room,
+        )
 
     def _on_peer_closed(self, link: Link, reason: str) -> None:
         self._inbound.discard(link)
@@ -404,7 +411,8 @@ class WorkerProgram(Serving):
             return
         for pool in self._pools.values():
             pool.watch()
-        self._link.send(Heartbeat(self.metrics()))
+        if not self._link.full:  # it would be old by the time it is read
+            self._link.send(Heartbeat(self.metrics()))
         AREAS.trim()
         self._heartbeat = asyncio.get_running_loop().call_later(interval, self._beat, interval)
 
