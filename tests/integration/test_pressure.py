@@ -17,12 +17,12 @@ import dask
 import psutil
 import pytest
 
-from shoal import Client
+from shoal import Client, wait
 from shoal.client.packing import BATCH_BYTES
 from shoal.errors import ClosedClientError
-from shoal.messages import INBOUND, OUTBOUND, Answer, Blob, Query
+from shoal.messages import INBOUND, OUTBOUND, Answer, Blob, GetData, Query
 from shoal.shell.link import Identity, Link
-from shoal.shell.network import dial_lasting, listen, local_address
+from shoal.shell.network import dial, dial_lasting, listen, local_address
 from tests.integration.helpers import until
 
 SECRET = b"s" * 32
@@ -283,3 +283,60 @@ def _states(dask_scheduler: Any) -> list[Any]:
 
 def _owed(dask_scheduler: Any) -> dict[str, int]:
     return {id: link.owed for id, link in dask_scheduler.links.items() if link.full}
+
+
+def _pieces(number: int) -> list[bytes]:
+    """4 MiB that are copied when they are pickled."""
+    return [bytes([number, n % 256]) * 4096 for n in range(512)]
+
+
+def test_a_peer_that_asks_a_worker_for_values_and_does_not_read_has_little_pickled_for_it(client):
+    future = client.submit(_pieces, 1)
+    wait(future)
+    address = next(iter(client.who_has(future).values()))[0]
+    worker = psutil.Process(client.scheduler_info()["workers"][address]["pid"])
+    connection = client._connection
+    heard: list[Any] = []
+
+    async def ask() -> Link:
+        def make() -> Link:
+            identity = connection.peers._identity
+            return Link(identity, True, lambda _: None, lambda _, messages: heard.extend(messages), lambda *_: None)
+
+        link = await dial([address], make, 5.0, connection.peers._identity)
+        link._transport.pause_reading()
+        for rid in range(100):
+            link.send(GetData(rid, [future._record.key]))
+        return link
+
+    before = worker.memory_info().rss
+    link = client._thread.sync(ask())
+    time.sleep(1.5)
+    assert worker.memory_info().rss - before < 64 * MIB, "a hundred answers of 4 MiB"
+    connection.loop.call_soon_threadsafe(link._transport.resume_reading)
+    until(lambda: len(heard) == 100)
+    connection.loop.call_soon_threadsafe(link.close)
+
+
+@pytest.mark.parametrize("make", [_pieces, lambda number: bytes([number]) * (4 << 20)], ids=["pickled", "bytes"])
+def test_a_gather_of_many_values_does_not_hold_them_twice(client, make):
+    count = 50
+    futures = client.map(make, range(count))
+    expected = client.submit(lambda values: sum(map(len, values)), futures)
+    assert expected.result() > 0
+    me, peak, over = psutil.Process(), 0, threading.Event()
+    before = me.memory_info().rss
+
+    def watch() -> None:
+        nonlocal peak
+        while not over.wait(0.002):
+            peak = max(peak, me.memory_info().rss)
+
+    watching = threading.Thread(target=watch)
+    watching.start()
+    values = client.gather(futures)
+    over.set()
+    watching.join()
+    assert len(values) == count
+    # 200 MiB, what is received at a time, and half as much for what the allocator does.
+    assert peak - before < (count * 4 + 64 + 50) * MIB
