@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from shoal import __version__, checks, private
-from shoal.errors import ShoalError
+from shoal.errors import ConfigurationError, ShoalError
 from shoal.shell import limits, standard
 from shoal.shell.logs import print_from
 
@@ -92,6 +92,7 @@ async def _until_stdin_closes(ended: asyncio.Event) -> None:
 
 def _read_secret() -> Any:
     """The cluster's credentials, which are the first line of stdin."""
+    from shoal import config
     from shoal.security import unpack
 
     line = b""
@@ -101,9 +102,13 @@ def _read_secret() -> Any:
             raise click.ClickException("stdin closed before the secret was there")
         line += char
     try:
-        return unpack(line.decode().strip())
-    except ValueError:
+        found = unpack(line.decode().strip())
+        config.check_secret(found, "the first line of stdin")
+    except ConfigurationError as error:
+        raise click.ClickException(str(error)) from None
+    except (ValueError, KeyError, TypeError):
         raise click.ClickException("the first line of stdin is no secret in hex") from None
+    return found
 
 
 @contextmanager
@@ -140,6 +145,7 @@ _tls = (
     click.option("--tls-ca-file", help="Certificate of the cluster's authority: links are encrypted."),
     click.option("--tls-cert", help="Certificate of this process."),
     click.option("--tls-key", help="Its key."),
+    click.option("--plain/--no-plain", default=False, help="Talk to other machines without encryption."),
 )
 
 
@@ -153,6 +159,10 @@ def _security(role: str, given: dict[str, Any], secret: Any) -> Any:
     """What the options of TLS say, or the secret alone."""
     from shoal.security import Security
 
+    if given.pop("plain"):
+        import dask.config
+
+        dask.config.set({"shoal.security.plain": True})
     if not any(given.values()):
         return secret
     named = {
@@ -191,7 +201,7 @@ def scheduler(
     pid_file: Path | None,
     preload: tuple[str, ...],
     preload_argv: tuple[str, ...],
-    **tls: str | None,
+    **tls: Any,
 ) -> None:
     """Run a scheduler until SIGINT or SIGTERM. PRELOAD_ARGV are for the preloads."""
     from shoal.programs.preparing import expect_imports
@@ -267,7 +277,7 @@ def worker(
     with_stdin: bool,
     pid_file: Path | None,
     preload: tuple[str, ...],
-    **tls: str | None,
+    **tls: Any,
 ) -> None:
     """Run a worker for the scheduler at ADDRESS. PRELOAD_ARGV are for the preloads.
 

@@ -25,6 +25,8 @@ from shoal import checks, private
 from shoal.errors import ConfigurationError
 
 SECRET_BYTES = 32
+#: A secret of fewer bytes can be guessed by whoever sees one handshake.
+SHORTEST_SECRET = 16
 _MISSING: Any = object()
 _inherited: dict[str, Any] | None = None
 #: The content of ``shoal.yaml``. dask's own tree may lose it: what is first set there in a ``with`` block takes all
@@ -267,6 +269,19 @@ def owed_bytes() -> int:
     return found
 
 
+def half_open() -> int:
+    """Connections to one listener that may be under way without having proven anything."""
+    found = get("shoal.comm.half-open", 256)
+    if not isinstance(found, int) or isinstance(found, bool) or found < 1:
+        raise ConfigurationError(f"shoal.comm.half-open must be a number from 1 on, got {found!r}")
+    return found
+
+
+def plain() -> bool:
+    """Whether machines may talk to each other without encryption."""
+    return bool(get("shoal.security.plain", False))
+
+
 def nbytes(value: Any, name: str) -> int:
     """Return a size given as a number or as text (``"4 GiB"``), in bytes.
 
@@ -425,10 +440,24 @@ def read_secret(path: Path) -> bytes:
             f"{path} can be read by others (mode {mode & 0o777:04o}), so what it holds is no secret; "
             f"chmod 600 {path}, or delete it to have a new one made"
         )
-    text = text.strip()
-    if not text:
-        raise ConfigurationError(f"the secret file {path} is empty")
-    return text
+    return check_secret(text.strip(), f"the secret file {path}")
+
+
+def check_secret(secret: bytes, where: str) -> bytes:
+    """``secret``, if it is one.
+
+    Raises
+    ------
+    ConfigurationError
+        If it can be guessed, saying where it is from.
+    """
+    if len(secret) < SHORTEST_SECRET:
+        size = "empty" if not secret else f"only {len(secret)} bytes long"
+        raise ConfigurationError(
+            f"the secret in {where} is {size}; {SHORTEST_SECRET} are needed, as from "
+            "python -c 'import secrets; print(secrets.token_hex(32))'"
+        )
+    return secret
 
 
 def default_secret() -> bytes:
@@ -436,10 +465,10 @@ def default_secret() -> bytes:
 
     Where there is no place for that file, it is one for this process and those that it starts, with a warning.
     """
-    if text := os.environ.get("SHOAL_SECRET"):
-        return text.encode()
-    if text := get("shoal.security.secret"):
-        return str(text).encode()
+    if (text := os.environ.get("SHOAL_SECRET")) is not None:
+        return check_secret(text.encode(), "the environment variable SHOAL_SECRET")
+    if (text := get("shoal.security.secret")) is not None:
+        return check_secret(str(text).encode(), "the configuration key shoal.security.secret")
     if name := (os.environ.get("SHOAL_SECRET_FILE") or get("shoal.security.secret-file")):
         return read_secret(Path(str(name)).expanduser())
     try:

@@ -11,6 +11,7 @@
     │   ├── LinkClosedError
     │   ├── ConnectError (TimeoutError)      nobody answered: says what was tried, and for how long
     │   └── HandshakeError                   version, secret or role were refused; retrying is useless
+    │       └── HandshakeTimeoutError        it took too long; the next attempt may be quicker
     ├── TaskError
     │   ├── KilledWorker                     the workers that ran the task died
     │   ├── NoValidWorkerError               no worker could run it for too long
@@ -73,6 +74,10 @@ class ConnectError(LinkError, TimeoutError):
 
 class HandshakeError(LinkError):
     """The other side refused this one, or could not prove that it belongs to the cluster."""
+
+
+class HandshakeTimeoutError(HandshakeError, TimeoutError):
+    """The other side did not finish the handshake in time."""
 
 
 class TaskError(ShoalError):

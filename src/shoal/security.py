@@ -13,27 +13,34 @@ from shoal.tls import Tls
 
 
 class Credentials(bytes):
-    """The secret of a cluster, as bytes, and its certificates, if it has any."""
+    """The secret of a cluster, as bytes, and its certificates, if it was given any."""
 
     tls: Tls | None
     require: bool
+    plain: bool
 
-    def __new__(cls, secret: bytes, tls: Tls | None = None, require: bool = False) -> Self:
-        """``require``: nothing may be said over the network without encryption."""
+    def __new__(cls, secret: bytes, tls: Tls | None = None, require: bool = False, plain: bool = False) -> Self:
+        """``require``: nothing is said by TCP without encryption; ``plain``: nothing need be encrypted."""
         made = super().__new__(cls, secret)
-        made.tls, made.require = tls, require
+        made.tls, made.require, made.plain = tls, require, plain
         return made
 
     def __reduce__(self) -> Any:
-        return Credentials, (bytes(self), self.tls, self.require)
+        return Credentials, (bytes(self), self.tls, self.require, self.plain)
+
+    def __repr__(self) -> str:
+        return f"<Credentials{', certificates' if self.tls else ''}>"
+
+    __str__ = __repr__
 
 
 def pack(secret: bytes) -> str:
     """Credentials as a line of text, for a process that is to have them."""
-    tls = getattr(secret, "tls", None)
-    if tls is None:
+    tls, require, plain = (getattr(secret, name, None) for name in ("tls", "require", "plain"))
+    if not (tls or require or plain):
         return secret.hex()
-    told = {"secret": secret.hex(), "tls": tls.export(), "require": getattr(secret, "require", False)}
+    exported = None if tls is None else tls.export()
+    told = {"secret": secret.hex(), "tls": exported, "require": bool(require), "plain": bool(plain)}
     return "tls:" + json.dumps(told).encode().hex()
 
 
@@ -48,7 +55,8 @@ def unpack(text: str) -> Credentials:
     if not text.startswith("tls:"):
         return Credentials(bytes.fromhex(text))
     told = json.loads(bytes.fromhex(text[4:]))
-    return Credentials(bytes.fromhex(told["secret"]), Tls(**told["tls"]), told["require"])
+    tls = None if told["tls"] is None else Tls(**told["tls"])
+    return Credentials(bytes.fromhex(told["secret"]), tls, told["require"], told["plain"])
 
 
 class Security:
@@ -58,14 +66,15 @@ class Security:
     the user's configuration directory that is made on first use. Without certificates, those of the configuration are
     (``distributed.comm.tls``), or none.
 
-    With certificates, links over the network are encrypted, and both ends show one that the authority signed.
+    What goes between machines is encrypted in any case: without certificates, who listens makes one for itself, and the
+    proof of the secret tells whose it is. With certificates, both ends show one that the authority signed.
 
     Parameters
     ----------
     require_encryption
-        Refuse to speak over the network without TLS (``distributed.comm.require-encryption``).
+        Use TLS within this machine, too, wherever TCP would be used (``distributed.comm.require-encryption``).
     secret
-        Text or bytes.
+        Text or bytes, 16 at least.
     secret_file
         A file that holds it, which only its owner may read (mode 0600).
     tls_ca_file
@@ -74,18 +83,21 @@ class Security:
         Certificates and keys by role. Each process needs those of its own role.
     tls_ciphers, tls_min_version, tls_max_version
         What OpenSSL may use; version 1.2 at least by default.
+    plain
+        Let machines talk to each other by TCP without encryption (``shoal.security.plain``): whoever sees the network
+        reads all that goes by. It still takes the secret to say anything.
     extra_conn_args
         Accepted, and kept.
 
     Raises
     ------
     ConfigurationError
-        If both a secret and a file, or an unsafe file, are given; if a file is not there; if encryption is required
-        and there are no certificates.
+        If both a secret and a file, or an unsafe file, are given; if a secret is too short; if a file is not there; if
+        encryption is both required and not wanted.
 
     Examples
     --------
-    >>> Security(secret="not this one")
+    >>> Security(secret="this one is not secret")
     <Security: secret given, no certificates>
     """
 
@@ -95,6 +107,7 @@ class Security:
         *,
         secret: str | bytes | None = None,
         secret_file: str | Path | None = None,
+        plain: bool | None = None,
         **kwargs: Any,
     ) -> None:
         if secret is not None and secret_file is not None:
@@ -103,6 +116,8 @@ class Security:
             raise ConfigurationError(f"secret must be text or bytes, got {type(secret).__name__}")
         self._source = "file" if secret_file is not None else "given" if secret is not None else "the user's own"
         self._secret = secret.encode() if isinstance(secret, str) else secret
+        if self._secret is not None:
+            config.check_secret(self._secret, "the argument secret")
         if secret_file is not None:
             self._secret = config.read_secret(Path(secret_file).expanduser())
         self.extra_conn_args = kwargs.pop("extra_conn_args", None) or {}
@@ -125,8 +140,10 @@ class Security:
             required = config.get("distributed.comm.require-encryption", None)
             require_encryption = self._secret.require if given else required  # type: ignore[union-attr]
         self.require_encryption = bool(require_encryption)
-        if self.require_encryption and self._tls is None:
-            raise ConfigurationError("require_encryption needs certificates: tls_ca_file and those of the roles")
+        inherited = self._secret.plain if given else config.plain()  # type: ignore[union-attr]
+        self.plain = bool(inherited if plain is None else plain)
+        if self.plain and (self.require_encryption or self._tls is not None):
+            raise ConfigurationError("plain (no encryption) cannot go with certificates or require_encryption")
 
     @classmethod
     def temporary(cls, **kwargs: Any) -> Self:
@@ -146,7 +163,7 @@ class Security:
     def secret(self) -> Credentials:
         """The secret (read or made now where none was given), with the certificates."""
         found = config.default_secret() if self._secret is None else self._secret
-        return Credentials(found, self._tls, self.require_encryption)
+        return Credentials(found, self._tls, self.require_encryption, self.plain)
 
     def get_tls_config_for_role(self, role: str) -> dict[str, Any]:
         """Certificates and options of ``"scheduler"``, ``"worker"`` or ``"client"``, as they were given.
@@ -183,7 +200,8 @@ class Security:
 
     def _told(self) -> str:
         how = "no certificates" if self._tls is None else "certificates"
-        return f"secret {self._source}, {how}" + (", encryption required" if self.require_encryption else "")
+        further = ", encryption required" if self.require_encryption else ", no encryption" if self.plain else ""
+        return f"secret {self._source}, {how}{further}"
 
     def __repr__(self) -> str:
         return f"<Security: {self._told()}>"
@@ -221,6 +239,7 @@ def secret_of(security: Any, fallback: bytes | None = None) -> Credentials:
     if isinstance(security, Security):
         return security.secret
     if isinstance(security, Credentials):
+        config.check_secret(security, "the argument security")
         return security
     if isinstance(security, bytes):
         return Security(secret=security).secret
@@ -247,9 +266,11 @@ def read_scheduler_file(path: Path) -> tuple[list[str], bytes | None]:
         data, mode = private.read(path)
         content = json.loads(data)
         addresses = [str(one) for one in content.get("addresses") or [content["address"]]]
-        secret = unpack(content["secret"]) if content.get("secret") else None
+        secret = unpack(content["secret"]) if content.get("secret") is not None else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigurationError(f"scheduler_file {str(path)!r} cannot be used: {error!r}") from error
     if secret is not None and mode & 0o077:
         raise ConfigurationError(f"{path} holds the cluster's secret and others can read it; chmod 600 {path}")
+    if secret is not None:
+        config.check_secret(secret, f"the scheduler file {path}")
     return addresses, secret

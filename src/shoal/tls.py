@@ -1,7 +1,8 @@
 """Certificates of a cluster: who has one that its authority signed may talk to the others, and nobody listens in.
 
-What goes between machines is encrypted then, and both ends show a certificate; the secret is proven within. Processes
-of one machine talk by local sockets as before.
+What goes between machines is encrypted, and the secret is proven within. Where certificates were given, both ends show
+one. Else who listens shows one that it made for itself: the proof of the secret covers it (``core/session.py``), so
+that nobody else's is taken for it. Processes of one machine talk by local sockets.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import os
 import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -84,6 +86,8 @@ class Tls:
         made = Context(ssl.PROTOCOL_TLS_SERVER if server else ssl.PROTOCOL_TLS_CLIENT)
         made.check_hostname = False  # who has a certificate of this authority belongs to the cluster, wherever it is
         made.verify_mode = ssl.CERT_REQUIRED
+        if server:
+            made.num_tickets = 0  # no session is taken up again
         made.minimum_version = _VERSIONS[self.min_version or 1.2]
         if self.max_version is not None:
             made.maximum_version = _VERSIONS[self.max_version]
@@ -152,6 +156,30 @@ def _file(source: str | None) -> Iterator[str | None]:
         os.close(descriptor)
 
 
+@cache
+def own_listening() -> Context:
+    """With a certificate that this process makes for itself, for those who listen and were given none.
+
+    Raises
+    ------
+    ConfigurationError
+        If cryptography is not installed.
+    """
+    made = temporary(min_version=1.3).context("worker", server=True)
+    made.verify_mode = ssl.CERT_NONE
+    return made
+
+
+@cache
+def own_dialling() -> Context:
+    """For those who dial one that made its certificate for itself: the proof of the secret tells whose it is."""
+    made = Context(ssl.PROTOCOL_TLS_CLIENT)
+    made.check_hostname = False
+    made.verify_mode = ssl.CERT_NONE
+    made.minimum_version = ssl.TLSVersion.TLSv1_3
+    return made
+
+
 def temporary(**options: Any) -> Tls:
     """A certificate made for this cluster alone, which never is on a disk; all roles have it.
 
@@ -168,7 +196,7 @@ def temporary(**options: Any) -> Tls:
         from cryptography.hazmat.primitives.asymmetric import ec
         from cryptography.x509.oid import NameOID
     except ImportError as error:
-        raise ConfigurationError("temporary certificates need cryptography: pip install 'shoal[tls]'") from error
+        raise ConfigurationError("making a certificate needs cryptography: pip install cryptography") from error
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "a shoal cluster")])
     now = datetime.now(UTC)

@@ -9,12 +9,15 @@ from __future__ import annotations
 import os
 import pickle
 import socket
+import ssl
 import struct
 import sys
 import threading
 from collections.abc import Callable
 
 import msgspec
+
+from shoal.tls import own_listening
 
 _HEADER = struct.Struct("<HIIII")
 _TAG = 16
@@ -34,7 +37,7 @@ def _read(sock: socket.socket, sealed: bool) -> bytes:
     """The next frame, whole."""
 
     def exactly(size: int) -> bytes:
-        found = sock.recv(size, socket.MSG_WAITALL) if size else b""
+        found = sock.recv(size, socket.MSG_WAITALL * (not isinstance(sock, ssl.SSLSocket))) if size else b""
         if len(found) < size:
             raise EOFError
         return found
@@ -123,10 +126,20 @@ def _treat(mode: str, outer: socket.socket, inner: socket.socket) -> None:
     _pump(inner, outer, change if to_dialler else None)
 
 
+def _ending_tls(outer: socket.socket, inner: socket.socket) -> tuple[socket.socket, socket.socket]:
+    """Speak TLS to both, with a certificate of one's own."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    return own_listening().wrap_socket(outer, server_side=True), context.wrap_socket(inner)
+
+
 def _carry(mode: str, outer: socket.socket, target: tuple[str, int]) -> None:
     with outer, socket.create_connection(target) as inner:
         try:
-            if mode:
+            if mode == "tls":
+                outer, inner = _ending_tls(outer, inner)  # noqa: PLW2901
+                _treat("flip:listener", outer, inner)
+            elif mode:
                 _treat(mode, outer, inner)
             else:
                 threading.Thread(target=_pump, args=(outer, inner, None), daemon=True).start()
@@ -143,7 +156,7 @@ def main() -> None:
     while True:
         outer, _ = door.accept()
         threading.Thread(target=_carry, args=(mode, outer, (host, int(port))), daemon=True).start()
-        mode = ""
+        mode = mode if mode == "tls" else ""
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from shoal import Client, LocalCluster, Security
+from shoal.errors import HandshakeError
 from tests.integration.functions import inc
 
 _SECURITY = Security(secret="for those that are between")
@@ -74,3 +75,21 @@ def test_what_one_said_does_not_come_back(shared: LocalCluster) -> None:
         Client(f"tcp://{address}", security=_SECURITY, timeout=20) as client,
     ):
         assert client.submit(inc, 5).result() == 6
+
+
+def test_who_ends_the_encryption_in_between_is_noticed(shared: LocalCluster) -> None:
+    """It has a certificate, and not that of the scheduler; in words, and at once."""
+    with (
+        _relay("tls", shared.scheduler_address) as address,
+        pytest.raises(HandshakeError, match="between"),
+    ):
+        Client(f"tls://{address}", security=_SECURITY, timeout=60)
+
+
+def test_who_passes_encrypted_bytes_on_can_do_no_more(shared: LocalCluster) -> None:
+    """It may be in between, as a router is."""
+    with (
+        _relay("", shared.scheduler_address) as address,
+        Client(f"tls://{address}", security=_SECURITY) as client,
+    ):
+        assert client.submit(inc, 7).result() == 8

@@ -171,7 +171,7 @@ def test_options_that_make_no_sense_are_named(tmp_path: Path) -> None:
         ({"n_workers": -1}, "n_workers"),
         ({"threads_per_worker": 0}, "threads_per_worker"),
         ({"scheduler_port": 70_000}, "scheduler_port"),
-        ({"host": "0.0.0.0", "security": Security(secret="")}, "without a secret"),
+        ({"host": "0.0.0.0", "security": {"secret": ""}}, "the argument secret is empty"),
         ({"security": "secret"}, "security"),
     ]:
         with pytest.raises(ConfigurationError, match=match):
@@ -186,7 +186,7 @@ def test_options_that_make_no_sense_are_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="scheduler_file"):
         Client(scheduler_file=tmp_path / "none.json")
     open_to_all = tmp_path / "open.json"
-    open_to_all.write_text('{"address": "tcp://127.0.0.1:1", "secret": "00"}')
+    open_to_all.write_text('{"address": "tcp://127.0.0.1:1", "secret": "00112233445566778899aabbccddeeff"}')
     open_to_all.chmod(0o644)
     with pytest.raises(ConfigurationError, match="others can read"):
         Client(scheduler_file=open_to_all)
@@ -269,7 +269,7 @@ def test_killed_worker_says_who_when_and_why(client: Client) -> None:
 
 def test_a_scheduler_of_another_secret_is_said_to_be(tmp_path: Path) -> None:
     """In words, and not as somebody who does not answer."""
-    with LocalCluster(n_workers=0, security=Security(secret="ours")) as cluster:
+    with LocalCluster(n_workers=0, security=Security(secret="ours, and nobody else's")) as cluster:
         with pytest.raises(HandshakeError, match="secret"):
             Client(cluster.scheduler_address, timeout=60)
         cluster.get_client().write_scheduler_file(tmp_path / "s.json")

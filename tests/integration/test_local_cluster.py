@@ -161,7 +161,7 @@ def test_strangers_are_turned_away(client: Client, cluster: LocalCluster) -> Non
             except ConnectionResetError:
                 pass
     with pytest.raises(HandshakeError, match="secret"):
-        Client(cluster.scheduler_address, security=Security(secret="another"))
+        Client(cluster.scheduler_address, security=Security(secret="another one than theirs"))
     assert client.submit(inc, 1).result(30) == 2
 
 

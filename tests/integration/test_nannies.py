@@ -581,7 +581,7 @@ def test_calls_that_a_nanny_answers_at_its_own_address() -> None:
                 await far.close_gracefully()
                 assert await far.terminate() == "OK"
             await eventually(lambda: nanny.status == "closed")
-            stranger = rpc(f"tcp://127.0.0.1:{free}", security={"secret": "another"})
+            stranger = rpc(f"tcp://127.0.0.1:{free}", security={"secret": "another one than theirs"})
             async with Nanny(scheduler.address, nthreads=1, port=free):
                 with pytest.raises(HandshakeError):
                     await stranger.identity()

@@ -6,11 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import dask.config
 import pytest
 
 from shoal import Security, config
 from shoal.errors import ConfigurationError
-from shoal.security import read_scheduler_file, secret_of, write_scheduler_file
+from shoal.security import Credentials, read_scheduler_file, secret_of, write_scheduler_file
 
 
 @pytest.mark.parametrize(
@@ -74,19 +75,57 @@ def test_secrets_by_environment_file_and_argument(monkeypatch, tmp_path: Path) -
     assert len(own) >= 32
     assert config.default_secret() == own
     file = tmp_path / "given"
-    file.write_text("from a file\n")
+    file.write_text("from a file of some length\n")
     file.chmod(0o600)
     monkeypatch.setenv("SHOAL_SECRET_FILE", str(file))
-    assert config.default_secret() == b"from a file"
+    assert config.default_secret() == b"from a file of some length"
     monkeypatch.setenv("SHOAL_SECRET", "from the environment")
     assert config.default_secret() == b"from the environment"
-    assert Security(secret_file=file).secret == secret_of({"secret": "from a file"}) == b"from a file"
-    assert "from" not in repr(Security(secret="from")).replace("Security", "")
+    assert (
+        Security(secret_file=file).secret
+        == secret_of({"secret": "from a file of some length"})
+        == b"from a file of some length"
+    )
+    assert "from" not in repr(Security(secret="from here and there")).replace("Security", "")
     file.chmod(0o640)
     with pytest.raises(ConfigurationError, match="chmod 600"):
         Security(secret_file=file)
     with pytest.raises(ConfigurationError, match="both"):
         Security(secret="a", secret_file=file)
+
+
+@pytest.mark.parametrize("secret", ["", "short", "fifteen bytes !"])
+def test_secrets_that_can_be_guessed_are_refused(monkeypatch, tmp_path: Path, secret: str) -> None:
+    """Wherever they are given, saying where that is."""
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    file = tmp_path / "given"
+    file.write_text(secret)
+    file.chmod(0o600)
+    for make in (
+        lambda: Security(secret=secret),
+        lambda: Security(secret=secret.encode()),
+        lambda: secret_of(secret.encode()),
+        lambda: secret_of(Credentials(secret.encode())),
+        lambda: secret_of({"secret": secret}),
+    ):
+        with pytest.raises(ConfigurationError, match="the argument"):
+            make()
+    with pytest.raises(ConfigurationError, match=str(file)):
+        Security(secret_file=file)
+    write_scheduler_file(tmp_path / "s.json", "Scheduler", ["tcp://h:1"], secret.encode())
+    with pytest.raises(ConfigurationError, match=r"s\.json"):
+        read_scheduler_file(tmp_path / "s.json")
+    with (
+        dask.config.set({"shoal.security.secret": secret}),
+        pytest.raises(ConfigurationError, match=r"shoal\.security"),
+    ):
+        config.default_secret()
+    monkeypatch.setenv("SHOAL_SECRET_FILE", str(file))
+    with pytest.raises(ConfigurationError, match=str(file)):
+        config.default_secret()
+    monkeypatch.setenv("SHOAL_SECRET", secret)
+    with pytest.raises(ConfigurationError, match="SHOAL_SECRET"):
+        config.default_secret()
 
 
 def test_two_processes_make_one_secret(monkeypatch, tmp_path: Path) -> None:
@@ -101,9 +140,9 @@ def test_two_processes_make_one_secret(monkeypatch, tmp_path: Path) -> None:
 def test_scheduler_files(tmp_path: Path) -> None:
     """Written for the owner alone, read back, refused where they make no sense."""
     path = tmp_path / "s.json"
-    write_scheduler_file(path, "Scheduler", ["tcp://h:1", "unix://@x"], b"secret")
+    write_scheduler_file(path, "Scheduler", ["tcp://h:1", "unix://@x"], b"a secret of bytes")
     assert path.stat().st_mode & 0o777 == 0o600
-    assert read_scheduler_file(path) == (["tcp://h:1", "unix://@x"], b"secret")
+    assert read_scheduler_file(path) == (["tcp://h:1", "unix://@x"], b"a secret of bytes")
     path.write_text('{"address": "tcp://h:1"}')
     assert read_scheduler_file(path) == (["tcp://h:1"], None)
     for text in ("", "[]", '{"id": 1}', "{"):

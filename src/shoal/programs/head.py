@@ -131,7 +131,7 @@ class _Nannies:
             [self.local],
             unpack(options["secret"]),
             name,
-            ([f"tcp://{options['host']}:0"], ""),
+            ([f"{options['at']}:0"], ""),
             memory_limit=options["memory_limit"],
             nthreads=options["nthreads"],
             worker_options={name: options[name] for name in ("resources", "executors")},
@@ -184,7 +184,7 @@ async def _run(options: dict[str, Any], answer: int, forking: tuple[socket.socke
     serving: asyncio.Task[None] | None = None
     try:
         try:
-            await scheduler.start([f"tcp://{options['host']}:{options['port']}", nannies.local])
+            await scheduler.start([f"{options['at']}:{options['port']}", nannies.local])
         except Exception as error:
             nannies.say({"kind": type(error).__name__, "error": str(error)})
             return

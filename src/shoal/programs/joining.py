@@ -99,7 +99,7 @@ class Joining(Server):
             found = scheduler_ip or config.get("scheduler-address")
             if not found:
                 raise UsageError("give the scheduler's address, a scheduler_file, or scheduler-address (configuration)")
-            self.scheduler = [str(found) if scheduler_port is None else f"tcp://{found}:{scheduler_port}"]
+            self.scheduler = [str(found) if scheduler_port is None else f"{found}:{scheduler_port}"]
         self._security = security
         self.nthreads = config.cpu_count() if nthreads is None else checks.whole(nthreads, "nthreads", 1, MOST_THREADS)
         self.memory_limit = config.memory_limit(memory_limit, self.nthreads)

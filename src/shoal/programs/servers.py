@@ -19,7 +19,7 @@ from shoal.programs.preloads import preloads
 from shoal.programs.scheduler import SchedulerProgram
 from shoal.programs.scheduler_calls import SchedulerCalls
 from shoal.security import secret_of, write_scheduler_file
-from shoal.shell.addresses import listening
+from shoal.shell.addresses import listening, told
 from shoal.shell.network import local_address
 
 
@@ -134,7 +134,8 @@ class Scheduler(Server, SchedulerCalls):
     Parameters
     ----------
     host, port, interface, protocol
-        Where it listens; this machine alone by default, at any free port. ``protocol`` is ``"tcp"``.
+        Where it listens; this machine alone by default, at any free port. At an address that other machines can
+        reach, it speaks TLS; everywhere, if ``protocol`` is ``"tls"``.
     contact_address
         What others are told, where that is another address.
     scheduler_file
@@ -200,7 +201,7 @@ class Scheduler(Server, SchedulerCalls):
             setattr(self.program.core.settings, name, value)
         await self.program.start([self._listen, local_address()])
         if self._contact:
-            self.program.addresses.insert(0, self._contact)
+            self.program.addresses.insert(0, told(self._contact, self.program.addresses[0]))
         for plugin in self._plugins:
             await self.program.add_plugin(plugin, None, False)
         await self._preloads.start(self)

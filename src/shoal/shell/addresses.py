@@ -118,6 +118,13 @@ def _towards(scheduler: str) -> str:
         return found
 
 
+def told(contact: str, actual: str) -> str:
+    """``contact``, as others are to write it for what listens at ``actual``."""
+    if contact.startswith("tcp://") and actual.startswith("tls://"):
+        return f"tls{contact[3:]}"
+    return contact
+
+
 async def listen_at_one(where: Listening, make: Callable[[], Link], secret: bytes) -> tuple[list[Server], list[str]]:
     """Listen at the first candidate that is free; return the server and the address that others are told, in lists.
 
@@ -133,7 +140,7 @@ async def listen_at_one(where: Listening, make: Callable[[], Link], secret: byte
         except ConfigurationError as error:
             failure = error
             continue
-        contact = where.contact
+        contact = told(where.contact, actual)
         if contact.endswith(":0"):
             contact = contact[:-1] + actual.rpartition(":")[2]
         return [server], [contact or actual]

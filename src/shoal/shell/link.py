@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
+import ssl
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -18,7 +19,7 @@ from shoal.core.framing import Codec, Frame, FrameReader, SealError, pack_frame,
 from shoal.core.liveness import GRACE
 from shoal.core.parcels import Parcels
 from shoal.core.session import NONCE_BYTES, Session
-from shoal.errors import HandshakeError, LinkClosedError, LinkError
+from shoal.errors import HandshakeError, HandshakeTimeoutError, LinkClosedError, LinkError
 from shoal.shell.areas import AREAS
 from shoal.shell.backlog import Backlog, end_unless_taken
 from shoal.shell.carriers import carrier_of
@@ -216,7 +217,8 @@ class Link(asyncio.BufferedProtocol):
         if not isinstance(peer, tuple):  # such connections break when the process at the other end is gone
             self._channel = self.session.channel = None
         self.session.carrier = carrier_of(transport, self._dialling)
-        self._timer = self.loop.call_later(HANDSHAKE_TIMEOUT, self._give_up, "the handshake took too long")
+        late = HandshakeTimeoutError("the handshake took too long")
+        self._timer = self.loop.call_later(HANDSHAKE_TIMEOUT, self._give_up, str(late), late)
         if self._dialling:
             self._write(*self.session.hello())
 
@@ -302,6 +304,13 @@ class Link(asyncio.BufferedProtocol):
         if self._transport is not None:
             self._transport.close()
 
+    def abort(self, reason: str) -> None:
+        """Give up a connection on which no handshake is through."""
+        if not self.session.open:
+            self._give_up(reason, LinkClosedError(reason))
+            if self._transport is not None:
+                self._transport.abort()
+
     def eof_received(self) -> bool:
         return False
 
@@ -312,7 +321,9 @@ class Link(asyncio.BufferedProtocol):
         if not self.session.open or self._cut:
             self.session.close()
             if not self.ready.done():
-                self.ready.set_exception(LinkClosedError(f"during the handshake: {exc or 'the other side closed it'}"))
+                text = f"during the handshake: {exc or 'the other side closed it'}"
+                refused = isinstance(exc, ssl.SSLError) and not isinstance(exc, ssl.SSLEOFError)
+                self.ready.set_exception(HandshakeError(text) if refused else LinkClosedError(text))
             return
         self.session.close()
         reason = self._reason or self._silent or (str(exc) if exc else "the other side closed it")
@@ -360,6 +371,7 @@ class Link(asyncio.BufferedProtocol):
         old = self._find(session.peer_role or "", session.peer_id, self._channel.token)
         assert old is not None
         transport, self._transport = self._transport, None
+        self.ready.set_result(old)
         transport.set_protocol(old)
         if old._transport is not None:  # this end has not seen yet that its connection is dead
             old._transport.set_protocol(asyncio.Protocol())

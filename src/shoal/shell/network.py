@@ -1,6 +1,7 @@
 """Listening and dialling: ``tcp://host:port``, ``tls://host:port``, ``unix:///path`` or ``unix://@name``, ``inproc://name``.
 
-Who has certificates listens by TLS wherever it would by TCP.
+What goes between machines is encrypted: who listens at an address that others can reach speaks TLS there, with
+certificates that were given, or with one that it made for itself. Within this machine ``tcp://`` is not encrypted.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import ipaddress
+import logging
 import os
 import socket
 import ssl
@@ -18,9 +20,13 @@ from uuid import uuid4
 
 from shoal import config, private
 from shoal.core.framing import FramingError
-from shoal.errors import ConfigurationError, ConnectError, HandshakeError
+from shoal.errors import ConfigurationError, ConnectError, HandshakeError, HandshakeTimeoutError, LinkClosedError
 from shoal.shell import memory
-from shoal.shell.link import Identity, Link
+from shoal.shell.accepting import Gate, Rules, bind
+from shoal.shell.link import HANDSHAKE_TIMEOUT, Identity, Link
+from shoal.tls import own_dialling, own_listening
+
+logger = logging.getLogger("shoal.link")
 
 _NEARNESS = {"inproc": 0, "unix": 1}
 #: Schemes of addresses on a network.
@@ -189,41 +195,65 @@ async def listen(address: str, make: Callable[[], Link], secret: bytes, role: st
     ConfigurationError
         If the address is taken, or would let strangers in.
     """
-    loop = asyncio.get_running_loop()
     scheme, host, port = split_address(address)
     if scheme == "inproc":
         name = host or memory.fresh_name()
         return memory.listen(name, make), f"inproc://{name}"
     if scheme == "unix":
         try:
-            sock = _local_socket(host, listening=True)
+            gate = Gate([_local_socket(host, listening=True)], make, Rules())
         except OSError as error:
             raise ConfigurationError(f"cannot listen at {address}: {error.strerror or error}") from error
-        local = await loop.create_unix_server(make, sock=sock)
-        return (local if host.startswith("@") else _LocalServer(local, host)), address
-    if not secret and not is_loopback(host):
-        raise ConfigurationError(f"refused to listen at {address} without a secret: anybody there could run code")
+        return (gate if host.startswith("@") else _LocalServer(gate, host)), address
     tls = getattr(secret, "tls", None)
-    if tls is None and scheme == "tls":
-        raise ConfigurationError(f"{address} needs certificates: give a Security with them")
-    context = None if tls is None else tls.context(role, server=True)
+    only_tls = tls is not None or scheme == "tls" or getattr(secret, "require", False)
+    plain = is_plain(secret) and not only_tls
+    encrypted = only_tls or not (plain or is_loopback(host))
+    if tls is not None:
+        tls.context(role, server=True)  # complain now
+    elif encrypted:
+        own_listening()
+    rules = Rules(own_listening if tls is None else lambda: tls.context(role, server=True), plain, not only_tls)
     try:
-        server = await loop.create_server(make, host, port, ssl=context)
+        gate = Gate(bind(host, port), make, rules)
     except OSError as error:
         raise ConfigurationError(f"cannot listen at {address}: {error.strerror or error}") from error
-    return server, f"{'tcp' if tls is None else 'tls'}://{contact_host(host)}:{server.sockets[0].getsockname()[1]}"
+    actual = f"{'tls' if encrypted else 'tcp'}://{contact_host(host)}:{gate.port}"
+    if not encrypted and not is_loopback(host):
+        logger.warning("%s is not encrypted (plain): who sees this network can read all that goes by", actual)
+    return gate, actual
 
 
-def _context(scheme: str, address: str, identity: Identity) -> Any:
+def is_plain(secret: bytes) -> bool:
+    """Whether machines may talk to each other without encryption, as the credentials or the configuration say."""
+    return bool(getattr(secret, "plain", False)) or config.plain()
+
+
+def _full(address: str, secret: bytes) -> str:
+    """``address`` with the scheme that is meant where none is written."""
+    if "://" in address:
+        return address
+    _, host, _ = split_address(address)
+    if getattr(secret, "tls", None) is not None or getattr(secret, "require", False):
+        return f"tls://{address}"
+    return f"tcp://{address}" if is_loopback(host) or is_plain(secret) else f"tls://{address}"
+
+
+def _context(scheme: str, host: str, address: str, identity: Identity) -> Any:
     """What is needed to dial by TLS; None where that is not asked for."""
     secret = identity.secret
+    tls = getattr(secret, "tls", None)
     if scheme == "tls":
-        tls = getattr(secret, "tls", None)
-        if tls is None:
-            raise ConfigurationError(f"{address} speaks TLS: give a Security with certificates")
-        return tls.context(identity.role, server=False)
+        return own_dialling() if tls is None else tls.context(identity.role, server=False)
     if getattr(secret, "require", False):
         raise ConfigurationError(f"{address} would be spoken to without encryption, which is required")
+    if not is_loopback(host):
+        if not is_plain(secret):
+            raise ConfigurationError(
+                f"{address} would be spoken to without encryption: write tls://{address.partition('://')[2]}, or allow "
+                "it with --plain, Security(plain=True) or shoal.security.plain"
+            )
+        logger.warning("%s is spoken to without encryption (plain)", address)
     return None
 
 
@@ -243,30 +273,49 @@ async def dial(addresses: list[str], make: Callable[[], Link], timeout: float, i
     started = monotonic()
     loop = asyncio.get_running_loop()
     pause, last = 0.01, "no address was given"
-    nearest = sorted(addresses, key=lambda one: _NEARNESS.get(one.partition("://")[0], 2))
+    full = [_full(address, identity.secret) for address in addresses]
+    nearest = sorted(full, key=lambda one: _NEARNESS.get(one.partition("://")[0], 2))
     while True:
         for address in nearest:
             scheme, host, port = split_address(address)
             left = max(0.05, timeout - (monotonic() - started))
+            context = None if scheme not in NETWORK else _context(scheme, host, address, identity)
+            link: Link | None = None
             try:
                 async with asyncio.timeout(left):
-                    pair: tuple[Any, Link]
                     if scheme == "inproc":
-                        pair = (None, memory.dial(host, make))
+                        link = memory.dial(host, make)
                     elif scheme == "unix":
-                        pair = await loop.create_unix_connection(make, sock=_local_socket(host))
+                        _, link = await loop.create_unix_connection(make, sock=_local_socket(host))
+                    elif context is None:
+                        _, link = await loop.create_connection(make, host, port)
                     else:
-                        context = _context(scheme, address, identity)
-                        pair = await loop.create_connection(make, host, port, ssl=context)
-                    return await asyncio.shield(pair[1].ready)
+                        _, link = await loop.create_connection(
+                            make, host, port, ssl=context, ssl_handshake_timeout=HANDSHAKE_TIMEOUT
+                        )
+                    return await asyncio.shield(link.ready)
+            except HandshakeTimeoutError as error:
+                last = str(error)
             except HandshakeError:
                 raise
             except FramingError as error:
                 raise HandshakeError(f"{address} does not speak shoal's protocol: {error}") from error
+            except (ssl.SSLEOFError, ssl.SSLZeroReturnError):
+                last = "the other side ended the encryption"
             except ssl.SSLError as error:
                 raise HandshakeError(f"{address} cannot be spoken to by TLS: {error}") from error
+            except LinkClosedError as error:
+                last = str(error)
+                if context is not None and context is own_dialling():
+                    last += "; if it asks for a certificate, give a Security that has one"
             except (OSError, TimeoutError) as error:
                 last = str(error) or type(error).__name__
+            except asyncio.CancelledError:
+                if link is not None:
+                    link.abort("nobody waits for it any more")
+                raise
+            if link is not None:
+                link.abort(last)
         if monotonic() - started + pause >= timeout:
             tried = ", ".join(addresses)
             raise ConnectError(f"nobody could be reached at {tried} within {timeout:g} s (last reason: {last})")

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-from shoal.errors import LinkClosedError
+from shoal.errors import ConfigurationError, ConnectError, LinkClosedError
 from shoal.messages import Blob, Data, GetData, Returned
 from shoal.shell import direct
 from shoal.shell.areas import AREAS
@@ -93,12 +93,15 @@ class PeerPool:
         return answer
 
     async def _open(self, addresses: list[str]) -> Link:
-        return await dial(
-            addresses,
-            lambda: Link(self._identity, True, lambda link: None, self._on_messages, self._on_closed),
-            CONNECT_TIMEOUT,
-            self._identity,
-        )
+        try:
+            return await dial(
+                addresses,
+                lambda: Link(self._identity, True, lambda link: None, self._on_messages, self._on_closed),
+                CONNECT_TIMEOUT,
+                self._identity,
+            )
+        except ConfigurationError as error:  # as where one worker speaks without encryption and another may not
+            raise ConnectError(str(error)) from error
 
     def _on_messages(self, link: Link, messages: list[Any]) -> None:
         for message in messages:
