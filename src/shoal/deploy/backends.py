@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import logging
 import subprocess
 from typing import Any
 
 from shoal import config, errors
 from shoal.deploy.spec import ProcessInterface
+from shoal.programs.processes import closing_timeout, end_descendants
 from shoal.programs.scheduler import SchedulerProgram
 from shoal.programs.worker import WorkerProgram
 from shoal.shell import standard
@@ -17,8 +19,10 @@ from shoal.shell.addresses import Listening
 from shoal.shell.interpreter import command
 from shoal.shell.loops import in_thread
 
-#: Seconds that the head process may take to end before it is killed.
-_ENDING = 15.0
+logger = logging.getLogger("shoal.deploy")
+
+#: Seconds that the head process has beyond its own limit, before it is killed.
+_MARGIN = 5.0
 
 
 class Head(ProcessInterface):
@@ -132,7 +136,12 @@ class Head(ProcessInterface):
             self._write({"rid": rid, "do": do, "name": name})
         except BrokenPipeError:
             raise errors.StartError("the head process of the cluster ended") from None
-        said = await future
+        try:
+            async with asyncio.timeout(closing_timeout() if do == "close" else None):
+                said = await future
+        except TimeoutError:
+            self._asked.pop(rid, None)
+            raise errors.StartError(f"the head process did not answer within {closing_timeout():g} s") from None
         if "error" in said:
             raise _error(said, "")
 
@@ -147,9 +156,12 @@ class Head(ProcessInterface):
             process.stdin.close()
         except BrokenPipeError:
             pass  # it has ended already
+        limit = closing_timeout() + _MARGIN  # it ends itself, and all that it started, a little earlier
         try:
-            await in_thread(process.wait, _ENDING)
+            await in_thread(process.wait, limit)
         except subprocess.TimeoutExpired:
+            logger.warning("the processes of the cluster did not end within %g s, and are killed", limit)
+            end_descendants(process.pid)
             process.kill()
             await in_thread(process.wait)
         if self._reading is not None:

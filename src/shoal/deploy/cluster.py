@@ -35,6 +35,10 @@ class Logs(dict[str, str]):
         return "".join(blocks)
 
 
+#: Seconds that what was begun may take to end when it is cancelled.
+_ENDING = 5.0
+
+
 class Cluster(ABC):
     """A scheduler, and workers whose number can be changed.
 
@@ -361,7 +365,7 @@ class Cluster(ABC):
         for task in tuple(self._tasks):
             task.cancel()
         if self._tasks:
-            await asyncio.wait(self._tasks)
+            await asyncio.wait(self._tasks, timeout=_ENDING)
         try:
             await self._shut()
         finally:

@@ -6,6 +6,7 @@ worker; the answers are its process id and, when it is gone, its status. It ends
 
 from __future__ import annotations
 
+import errno
 import gc
 import importlib
 import json
@@ -16,6 +17,7 @@ import socket
 import sys
 import traceback
 from collections.abc import Sequence
+from typing import Any
 
 from shoal import config
 from shoal.programs.worker_main import become, die_with_parent
@@ -82,21 +84,44 @@ def _fork(asking: socket.socket, selector: selectors.BaseSelector) -> bool:
     data, descriptors, _, _ = socket.recv_fds(asking, 1 << 20, _DESCRIPTORS)
     if not data:
         return False
+    try:
+        answer: dict[str, Any] = {"pid": _start(data, descriptors, selector)}
+    except OSError as error:  # this process goes on: others were forked by it, and end with it
+        answer = {"error": f"the process that forks workers says: {error}"}
+    finally:
+        for descriptor in descriptors:
+            os.close(descriptor)
+    return _say(asking, answer)
+
+
+def _start(data: bytes, descriptors: Sequence[int], selector: selectors.BaseSelector) -> int:
+    if len(descriptors) < _DESCRIPTORS:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
     pid = os.fork()
     if not pid:
         config.extend_import_path(json.loads(data))
         become(descriptors)
-    for descriptor in descriptors:
-        os.close(descriptor)
-    selector.register(os.pidfd_open(pid), selectors.EVENT_READ, pid)
-    asking.send(json.dumps({"pid": pid}).encode())
+    try:
+        selector.register(os.pidfd_open(pid), selectors.EVENT_READ, pid)
+    except BaseException:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        raise
+    return pid
+
+
+def _say(asking: socket.socket, what: dict[str, Any]) -> bool:
+    try:
+        asking.send(json.dumps(what).encode())
+    except OSError:
+        return False  # nobody asks any more
     return True
 
 
 def _join(asking: socket.socket, descriptor: int, pid: int) -> None:
     os.close(descriptor)
     _, status, usage = os.wait4(pid, 0)
-    asking.send(json.dumps({"pid": pid, "status": status, "peak": usage.ru_maxrss * 1024}).encode())
+    _say(asking, {"pid": pid, "status": status, "peak": usage.ru_maxrss * 1024})
 
 
 if __name__ == "__main__":

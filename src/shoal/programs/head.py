@@ -19,16 +19,18 @@ from typing import Any, Final
 
 from shoal import config
 from shoal.errors import StartError
+from shoal.programs.deadline import Deadline
 from shoal.programs.fork_server import plant
 from shoal.programs.nanny import NannyProgram
 from shoal.programs.preparing import expect_imports, take_title
-from shoal.programs.processes import ForkServer, fork_imports, start_method
+from shoal.programs.processes import ForkServer, closing_timeout, fork_imports, start_method
 from shoal.programs.scheduler import SchedulerProgram
 from shoal.security import unpack
-from shoal.shell import limits, standard
+from shoal.shell import doors, limits, standard
 from shoal.shell.logs import print_from
 from shoal.shell.loops import new_event_loop
 from shoal.shell.network import local_address
+from shoal.shell.tasks import Tasks
 
 #: Open files of this process (a scheduler with a few clients), and those that it has for each worker while that starts.
 OWN_FILES: Final = 26
@@ -56,10 +58,11 @@ def main() -> None:
     # This process was executed with the environment of the workers: what it has imported is what they need.
     forking = plant(fork_imports()) if start_method() == "forkserver" else None
     limits.allow()
+    deadline = Deadline(closing_timeout())
     take_title("shoal cluster")
     gc.set_threshold(50_000, 20, 100)
     with asyncio.Runner(loop_factory=new_event_loop) as runner:
-        runner.run(_run(options, answer, forking))
+        runner.run(_run(options, answer, forking, deadline))
 
 
 def _say(answer: int, what: dict[str, Any]) -> None:
@@ -93,7 +96,7 @@ class _Nannies:
     def __init__(self, options: dict[str, Any], local: str, answer: int) -> None:
         self._options, self.local, self._answer = options, local, answer
         self._nannies: dict[str, NannyProgram] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = Tasks("the local cluster")
 
     def say(self, what: dict[str, Any]) -> None:
         """One line for the owner, who may be gone."""
@@ -104,18 +107,15 @@ class _Nannies:
         while line := await pipe.readline():
             asked = json.loads(line)
             work = self._start if asked["do"] == "start" else self._close
-            self._spawn(self._do(work, asked["rid"], asked["name"]))
-
-    def _spawn(self, coroutine: Any) -> None:
-        task = asyncio.get_running_loop().create_task(coroutine)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+            self._tasks.spawn(self._do(work, asked["rid"], asked["name"]))
 
     async def _do(self, work: Any, rid: int, name: str) -> None:
         try:
             await work(name)
-        except Exception as error:
-            self.say({"rid": rid, "kind": type(error).__name__, "error": str(error)})
+        except BaseException as error:
+            if doors.is_for_us(error, awaiting=True):
+                raise
+            self.say({"rid": rid, "kind": type(error).__name__, "error": str(error) or doors.text_of(error)})
         else:
             self.say({"rid": rid})
 
@@ -146,7 +146,7 @@ class _Nannies:
             del self._nannies[name]
             await nanny.close("it did not start")
             raise
-        self._spawn(self._watch(name, nanny))
+        self._tasks.spawn(self._watch(name, nanny))
 
     async def _watch(self, name: str, nanny: NannyProgram) -> None:
         await nanny.finished.wait()
@@ -165,11 +165,12 @@ class _Nannies:
         while self._tasks or self._nannies:
             nannies, self._nannies = self._nannies, {}
             await asyncio.gather(*(nanny.close("the cluster closed") for nanny in nannies.values()))
-            if self._tasks:  # each ends with its nanny
-                await asyncio.wait(self._tasks)
+            await self._tasks.end(closing_timeout())  # each ends with its nanny
 
 
-async def _run(options: dict[str, Any], answer: int, forking: tuple[socket.socket, int] | None) -> None:
+async def _run(
+    options: dict[str, Any], answer: int, forking: tuple[socket.socket, int] | None, deadline: Deadline
+) -> None:
     loop = asyncio.get_running_loop()
     server = None
     if forking is not None:
@@ -192,7 +193,10 @@ async def _run(options: dict[str, Any], answer: int, forking: tuple[socket.socke
         serving = loop.create_task(nannies.serve(pipe))
         waits = {serving, loop.create_task(ended.wait()), loop.create_task(scheduler.finished.wait())}
         await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        if serving.done():
+            serving.result()
     finally:
+        deadline.begin()
         if serving is not None:
             serving.cancel()
         await nannies.close()
@@ -200,7 +204,7 @@ async def _run(options: dict[str, Any], answer: int, forking: tuple[socket.socke
         asked.close()
         if server is not None:
             server.end()
-            await server.exited
+            await server.gone()
 
 
 if __name__ == "__main__":

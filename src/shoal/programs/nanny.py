@@ -8,11 +8,10 @@ import logging
 import os
 import signal
 import socket
-from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from time import monotonic
-from typing import Any
+from typing import Any, Final
 from uuid import uuid4
 
 from shoal import config, private
@@ -34,26 +33,26 @@ from shoal.core.nanny.reactor import NannyCore
 from shoal.errors import StartError
 from shoal.messages import AskRetirement, Bye, Leave, NannyRegistered, RegisterNanny, ToNanny
 from shoal.programs.calls import call_function, call_user
+from shoal.programs.incarnation import Incarnation
 from shoal.programs.orders import Orders
 from shoal.programs.plugins import Plugins
 from shoal.programs.processes import Child, Starter, start_method
 from shoal.security import pack
-from shoal.shell import standard
+from shoal.shell import doors
 from shoal.shell.addresses import Listening
 from shoal.shell.driver import Driver
 from shoal.shell.link import Identity, Link
 from shoal.shell.logs import LogKeeper
 from shoal.shell.loops import first_of, in_thread
 from shoal.shell.network import dial_lasting, local_address
-from shoal.shell.recorder import Recorder
 from shoal.shell.scratch import Scratch, remove_tree
 from shoal.shell.serialize import event_of
-from shoal.shell.usage import most_resident_bytes, resident_bytes
+from shoal.shell.tasks import Tasks, limited
 
 logger = logging.getLogger("shoal.nanny")
 
-#: Lines of a worker's stderr that are told when it died, and the most characters of each.
-LAST_LINES, LONGEST_LINE = 20, 1000
+#: Seconds that each step of an end may take.
+_CLOSING: Final = 8.0
 
 
 class NannyMemory:
@@ -126,7 +125,6 @@ class NannyProgram:
         self.memory_manager = NannyMemory(memory_limit)
         self.finished = asyncio.Event()
         self.reason = ""
-        self.process: Child | None = None
         self._starter = Starter(start_method())
         self._overlay = overlay
         self._secret = secret
@@ -136,14 +134,14 @@ class NannyProgram:
         self._link: Link | None = None
         self._orders = Orders(self, secret, listen_self or Listening([local_address()]))
         self._loop = asyncio.get_running_loop()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = Tasks(f"the nanny of worker {name}")
         self._registered = asyncio.Event()
         self._up = asyncio.Event()
         #: Set when the scheduler could not let the worker go.
         self._stays = asyncio.Event()
         self._waiting: list[tuple[Callable[[], bool], asyncio.Future[None]]] = []
-        #: A signal that came before there was a process to send it to.
-        self._early_signal = 0
+        #: The worker process that there is, or was last.
+        self._incarnation: Incarnation | None = None
         self._scratch = Scratch("nanny", local_directory)
         self.local_directory = str(self._scratch.path)
         #: Where the files of the worker are; empty where there is none.
@@ -170,7 +168,12 @@ class NannyProgram:
     @property
     def pid(self) -> int | None:
         """Process id of the worker."""
-        return self.process.pid if self.is_alive() and self.process is not None else None
+        return self.process.pid if self.process is not None and self.process.alive else None
+
+    @property
+    def process(self) -> Child | None:
+        """The worker process that there is, or was last."""
+        return None if self._incarnation is None else self._incarnation.child
 
     def is_alive(self) -> bool:
         """Whether there is a worker process."""
@@ -308,18 +311,19 @@ class NannyProgram:
     async def close(self, reason: str = "closed", timeout: float = 2.5) -> None:
         """End the worker process and all else that there is. Whoever calls it returns once that is done."""
         self._push(Command("close", reason, _seconds(timeout)))
-        await self.finished.wait()
+        # Each step has a limit of its own: whatever one of them waits for in vain, the others are made.
+        await limited(f"the end of worker {self.name}", self.finished.wait(), _seconds(timeout) + _CLOSING)
+        self.finished.set()
         if self._link is not None:
             self._link.send(Bye(text(self.reason or reason)))
             self._link.close(reason)
         self._orders.close()
-        await self._hooks.close()
-        while self._tasks:
-            await asyncio.wait(self._tasks)
+        await limited("the teardown of plugins", self._hooks.close(), _CLOSING)
+        await self._tasks.end(_CLOSING)
         self.driver.close()
-        await self._starter.close()
+        await limited("the end of the process that forks workers", self._starter.close(), _CLOSING)
         self.logs.close()
-        await in_thread(self._scratch.close)
+        await limited("the removal of scratch files", in_thread(self._scratch.close), _CLOSING)
 
     def _push(self, event: Event) -> None:
         """Tell the core, and whoever waits for what may have come of it."""
@@ -343,7 +347,7 @@ class NannyProgram:
     def _on_messages(self, link: Link, messages: list[Any]) -> None:
         for message in messages:
             if isinstance(message, NannyRegistered):
-                self._task(self._install(message.plugins))
+                self._tasks.spawn(self._install(message.plugins))
             elif isinstance(message, Leave) and not message.on:
                 self._stays.set()
         self._push(Received("", [message for message in messages if not isinstance(message, NannyRegistered)]))
@@ -358,7 +362,7 @@ class NannyProgram:
     def _perform(self, effect: Effect) -> None:
         match effect:
             case Spawn():
-                self._task(self._run(effect.incarnation))
+                self._tasks.spawn(self._run(effect.incarnation))
             case Signal():
                 # SIGTERM from elsewhere means that the machine ends: a worker retires then.
                 self._signal(signal.SIGKILL if effect.hard else signal.SIGINT)
@@ -367,9 +371,9 @@ class NannyProgram:
             case Log():
                 logger.log(effect.level, "%s", effect.text)
             case CallUser():
-                self._task(self._call(effect))
+                self._tasks.spawn(self._call(effect))
             case InstallPlugin():
-                self._task(self._change_plugin(effect))
+                self._tasks.spawn(self._change_plugin(effect))
             case Stop():
                 self.reason = effect.reason
                 self.finished.set()
@@ -377,11 +381,6 @@ class NannyProgram:
     def _send(self, message: Any) -> None:
         if self._link is not None:
             self._link.send(message)
-
-    def _task(self, coroutine: Any) -> None:
-        task = self._loop.create_task(coroutine)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
 
     async def _call(self, effect: CallUser) -> None:
         payload = await call_user(effect.payload, dask_worker=self._public, dask_nanny=self._public)
@@ -426,10 +425,8 @@ class NannyProgram:
     # -------------------------------------------------------------------------------------------- the process
 
     def _signal(self, number: int) -> None:
-        if self.process is None:
-            self._early_signal = number
-        else:
-            self.process.signal(number)
+        if self._incarnation is not None:
+            self._incarnation.signal(number)
 
     def _supervision(self, directory: str) -> dict[str, Any]:
         return {
@@ -437,117 +434,63 @@ class NannyProgram:
             "directory": directory, "nanny_directory": self.local_directory,
         }  # fmt: skip
 
-    async def _run(self, incarnation: int) -> None:
-        """Follow one process from its start to its exit, which is noticed at once (a descriptor, no polling)."""
-        directory = str(Path(self.local_directory) / f"worker-{incarnation}")
-        private.Directory(directory)
-        self.process = None
-        self._early_signal = 0
+    async def _run(self, number: int) -> None:
+        """Follow one process from its start to its exit. Whatever fails on the way is a start that failed."""
+        directory = Path(self.local_directory) / f"worker-{number}"
+        one = self._incarnation = Incarnation(number, self._starter)
         self._up.clear()
-        options = {
-            "config": config.export(self._overlay),
-            "sys_path": config.import_path(),
-            "supervision": self._supervision(directory),
-            "worker_class": self._worker_class,
-            "worker": {"name": self.name, **self._options},
-        }
-        memory = os.memfd_create("shoal-running")
-        threads = self.nthreads + sum((self._options.get("executors") or {}).values())
-        recorder = Recorder(memory, threads)
         try:
-            child = await self._starter.start(options, self.env, memory)
-        except StartError as error:
-            recorder.close()
-            await in_thread(remove_tree, Path(directory))
-            self._push(ChildFailed(incarnation, text(str(error))))
-            self._push(ChildExited(incarnation, None, None, []))
-            return
-        self.process, self.worker_dir = child, directory
-        if self._early_signal:
-            child.signal(self._early_signal)
-        output = _Output(child.output)
-        self._loop.add_reader(child.output, output.read)
-        self._loop.add_reader(child.report, self._on_report, child.report, incarnation)
-        peak = await self._sample_until_exit(child, incarnation)
-        for descriptor in (child.report, child.output):
-            self._loop.remove_reader(descriptor)
-        self._on_report(child.report, incarnation)
-        output.finish()
-        if config.get("distributed.worker.daemon", True):
-            child.end_group()
-        running = recorder.running()
-        recorder.close()
-        child.close()
+            self._scratch.renew()
+            private.Directory(directory)
+            self.worker_dir = str(directory)
+            options = {
+                "config": config.export(self._overlay),
+                "sys_path": config.import_path(),
+                "supervision": self._supervision(str(directory)),
+                "worker_class": self._worker_class,
+                "worker": {"name": self.name, **self._options},
+            }
+            threads = self.nthreads + sum((self._options.get("executors") or {}).values())
+            exited = await one.run(
+                options,
+                self.env,
+                threads,
+                lambda data: self._on_report(data, number),
+                lambda resident: self._on_memory(resident, number),
+                bool(config.get("distributed.worker.daemon", True)),
+            )
+        except BaseException as error:
+            if doors.is_for_us(error, awaiting=True):
+                raise
+            self._push(ChildFailed(number, text(str(error) if isinstance(error, StartError) else _no_start(error))))
+            exited = ChildExited(number, None, None, [])
         self._up.clear()
         self.worker_address = self.worker_dir = ""
-        end = child.exited.result()
-        self._push(ChildExited(incarnation, end.code, end.signal, running, max(peak, end.peak), list(output.lines)))
-        await in_thread(remove_tree, Path(directory))
+        self._push(exited)
+        await in_thread(remove_tree, directory)
 
-    async def _sample_until_exit(self, child: Child, incarnation: int) -> int:
-        """Look at the process's memory, the oftener the less is left, until it is gone; return the peak."""
-        peak = 0
-        pause = longest = self.memory_manager.memory_monitor_interval
-        while not child.exited.done():
-            await asyncio.wait([child.exited], timeout=pause)
-            if child.exited.done():
-                break
-            try:
-                resident = resident_bytes(child.pid)
-                peak = max(peak, most_resident_bytes(child.pid), resident)
-            except (OSError, IndexError):
-                continue  # it ended between the two; its exit is reported
-            self._push(MemorySample(incarnation, resident))
-            pause = self.core.sample_interval(resident, longest)
-        return peak
+    def _on_memory(self, resident: int, number: int) -> float:
+        """Have the core judge what the process holds; return the seconds until the next look."""
+        longest = self.memory_manager.memory_monitor_interval
+        if resident:
+            self._push(MemorySample(number, resident))
+        return self.core.sample_interval(resident, longest) if resident else longest
 
-    def _on_report(self, descriptor: int, incarnation: int) -> None:
-        try:
-            data = os.read(descriptor, 65536)
-        except BlockingIOError:
-            return
-        if not data:
-            self._loop.remove_reader(descriptor)
+    def _on_report(self, data: bytes, number: int) -> None:
         for line in data.splitlines():
             said = json.loads(line)
             if "error" in said:
-                self._push(ChildFailed(incarnation, text(said["error"])))
+                self._push(ChildFailed(number, text(said["error"])))
             elif "registered" in said:
                 self._up.set()
                 self._push(Received("", []))  # somebody may wait for this
             else:
                 self.worker_address = said["address"]
-                self._push(ChildReady(incarnation, said["id"], said["address"], said["pid"]))
+                self._push(ChildReady(number, said["id"], said["address"], said["pid"]))
 
 
-class _Output:
-    """What a worker writes to stderr: passed on to this process's own, and the last lines kept."""
-
-    def __init__(self, descriptor: int) -> None:
-        self._descriptor = descriptor
-        self._rest = b""
-        self.lines: deque[str] = deque(maxlen=LAST_LINES)
-
-    def read(self) -> bool:
-        """Take what there is; False if there is no more for now."""
-        try:
-            data = os.read(self._descriptor, 65536)
-        except BlockingIOError:
-            return False
-        standard.pass_on(data)
-        *lines, self._rest = (self._rest + data).split(b"\n")
-        self._rest = self._rest[-LONGEST_LINE:]
-        self._keep(lines)
-        return bool(data)
-
-    def _keep(self, lines: list[bytes]) -> None:
-        self.lines.extend(text[:LONGEST_LINE] for line in lines if (text := line.decode(errors="replace").rstrip()))
-
-    def finish(self) -> None:
-        """Take the rest of what a process wrote that is gone."""
-        while self.read():
-            pass
-        self._keep([self._rest])
+def _no_start(error: BaseException) -> str:
+    return f"could not be started: {error if isinstance(error, OSError) else doors.text_of(error)}"
 
 
 def _seconds(value: Any) -> float:

@@ -11,6 +11,7 @@ import asyncio
 import json
 import os
 import resource
+import select
 import signal
 import socket
 import subprocess
@@ -23,6 +24,8 @@ from shoal.shell.interpreter import command
 
 #: Exit code of a process of which it is not known.
 _UNKNOWN: Final = 255
+#: Seconds that a process that forks workers may take to end.
+_ENDING: Final = 3.0
 METHODS: Final = ("spawn", "forkserver", "fork")
 
 
@@ -33,8 +36,8 @@ class Exit:
 
     def __init__(self, status: int, peak: int) -> None:
         code = os.waitstatus_to_exitcode(status)
-        self.code = code if code >= 0 else None
-        self.signal = -code if code < 0 else None
+        self.code: int | None = code if code >= 0 else None
+        self.signal: int | None = -code if code < 0 else None
         #: The most bytes of memory that it had; 0 where that is not known.
         # (The system counts that of who started it too.)
         self.peak = peak if peak > resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 else 0
@@ -68,6 +71,20 @@ class Child:
     @property
     def alive(self) -> bool:
         return not self.exited.done()
+
+    @property
+    def gone(self) -> bool:
+        """Whether it has ended, as the system says; who joins it may say so later."""
+        if self._descriptor is None:
+            return True
+        poll = select.poll()
+        poll.register(self._descriptor, select.POLLIN)
+        return bool(poll.poll(0))
+
+    def assume_gone(self) -> None:
+        """Nobody says how it ended, and nobody will."""
+        if not self.exited.done():
+            self.exited.set_result(Exit(_UNKNOWN << 8, 0))
 
     def signal(self, number: int) -> None:
         """Send a signal; nothing happens if it is gone."""
@@ -104,16 +121,23 @@ class Pipes:
     """
 
     def __init__(self, options: dict[str, Any], recorder: int) -> None:
-        #: What is never written to: it breaks when the nanny is gone.
-        self.lifeline = os.pipe()
-        self.report = os.pipe()
-        self.output = os.pipe()
-        self.options = os.memfd_create("shoal-options")
-        with open(self.options, "wb", closefd=False) as file:
-            file.write(json.dumps(options).encode())
-        self.recorder = recorder
-        for descriptor in (self.report[0], self.output[0]):
-            os.set_blocking(descriptor, False)
+        made: list[int] = [recorder]
+        try:
+            #: What is never written to: it breaks when the nanny is gone.
+            self.lifeline = _pipe(made)
+            self.report = _pipe(made)
+            self.output = _pipe(made)
+            self.options = os.memfd_create("shoal-options")
+            made.append(self.options)
+            with open(self.options, "wb", closefd=False) as file:
+                file.write(json.dumps(options).encode())
+            self.recorder = recorder
+            for descriptor in (self.report[0], self.output[0]):
+                os.set_blocking(descriptor, False)
+        except BaseException:
+            for descriptor in made:
+                os.close(descriptor)
+            raise
 
     @property
     def theirs(self) -> list[int]:
@@ -128,6 +152,12 @@ class Pipes:
     def close(self) -> None:
         for descriptor in (self.lifeline[1], self.report[0], self.output[0]):
             os.close(descriptor)
+
+
+def _pipe(made: list[int]) -> tuple[int, int]:
+    ends = os.pipe()
+    made += ends
+    return ends
 
 
 def start_method() -> str:
@@ -162,13 +192,19 @@ class Starter:
     async def start(self, options: dict[str, Any], env: dict[str, str], recorder: int) -> Child:
         """Start a process with ``env`` as its environment; ``options`` are for its ``worker_main``.
 
+        ``recorder``, a descriptor, is closed here, whatever comes of it.
+
         Raises
         ------
         StartError
             If there cannot be one, with the reason.
         """
         standard.ensure()
-        pipes = Pipes(options, recorder)
+        try:
+            pipes = Pipes(options, recorder)
+        except Exception as error:
+            raise StartError(f"could not be started: {error}") from error
+        pipes_are_used = False
         try:
             if self.method == "spawn":
                 pid, exited = _spawn(pipes, env)
@@ -176,15 +212,21 @@ class Starter:
                 pid, exited = _fork(pipes, env)
             else:
                 pid, exited = await self._server_for(env).fork(pipes)
-        except OSError as error:
-            pipes.close()
-            raise StartError(f"could not be started: {error}") from error
+            pipes_are_used = True
         except StartError:
-            pipes.close()
             raise
+        except Exception as error:  # of the system, or the environment cannot be passed on
+            raise StartError(f"could not be started: {error}") from error
         finally:
             pipes.started()
+            if not pipes_are_used:
+                pipes.close()
         return Child(pid, pipes, exited)
+
+    def abandon(self) -> None:
+        """The process that forks workers does not answer: the next worker is forked by another."""
+        if self._server is not None:
+            self._server.abandon()
 
     def _server_for(self, env: dict[str, str]) -> ForkServer:
         found = ForkServer.of(env)
@@ -207,7 +249,7 @@ class Starter:
             self._release()
             self._server = None
             if server.ended:
-                await server.exited
+                await server.gone()
 
 
 def _spawn(pipes: Pipes, env: dict[str, str]) -> tuple[int, asyncio.Future[Exit]]:
@@ -233,7 +275,12 @@ def _watch(pid: int) -> asyncio.Future[Exit]:
     """Join a child of this process as soon as it is gone; no polling."""
     loop = asyncio.get_running_loop()
     exited: asyncio.Future[Exit] = loop.create_future()
-    descriptor = os.pidfd_open(pid)
+    try:
+        descriptor = os.pidfd_open(pid)
+    except OSError:  # it cannot be watched, so it is not to be
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        raise
 
     def join() -> None:
         loop.remove_reader(descriptor)
@@ -241,9 +288,11 @@ def _watch(pid: int) -> asyncio.Future[Exit]:
         try:
             _, status, usage = os.wait4(pid, 0)
         except ChildProcessError:  # the program ignores SIGCHLD: the system has joined it, and says nothing
-            exited.set_result(Exit(_UNKNOWN << 8, 0))
+            status, peak = _UNKNOWN << 8, 0
         else:
-            exited.set_result(Exit(status, usage.ru_maxrss * 1024))
+            peak = usage.ru_maxrss * 1024
+        if not exited.done():
+            exited.set_result(Exit(status, peak))
 
     loop.add_reader(descriptor, join)
     return exited
@@ -266,8 +315,13 @@ class ForkServer:
         self._waiting: list[asyncio.Future[int]] = []
         self._children: dict[int, asyncio.Future[Exit]] = {}
         self._socket = connection
-        #: Resolved once its process is gone and joined.
-        self.exited = _watch(pid)
+        self.pid = pid
+        try:
+            #: Resolved once its process is gone and joined.
+            self.exited = _watch(pid)
+        except BaseException:
+            connection.close()
+            raise
         self._socket.setblocking(False)
         self._loop.add_reader(self._socket.fileno(), self._on_news)
 
@@ -295,15 +349,30 @@ class ForkServer:
         """
         if self.ended:
             raise StartError("the process that forks workers has ended")
+        asked = json.dumps(config.import_path()).encode()
+        socket.send_fds(self._socket, [asked], pipes.theirs)
         answer: asyncio.Future[int] = self._loop.create_future()
         self._waiting.append(answer)
-        socket.send_fds(self._socket, [json.dumps(config.import_path()).encode()], pipes.theirs)
-        pid = await asyncio.shield(answer)
+        pid = await answer  # one that is cancelled stays in line: its process is ended when it comes
         return pid, self._children[pid]
+
+    def abandon(self) -> None:
+        """Have others fork from now on; this one goes on with the workers that it has."""
+        for key in [key for key, server in self._all.items() if server is self]:
+            del self._all[key]
+
+    async def gone(self) -> None:
+        """Wait until its process is gone; one that does not end by itself is killed."""
+        await asyncio.wait([self.exited], timeout=_ENDING)
+        if not self.exited.done():
+            os.kill(self.pid, signal.SIGKILL)  # it is not joined yet, so it is this process and no other
+            await self.exited
 
     def _on_news(self) -> None:
         try:
             data = self._socket.recv(4096)
+        except BlockingIOError:
+            return
         except OSError:
             data = b""
         if not data:
@@ -311,10 +380,20 @@ class ForkServer:
             return
         news = json.loads(data)
         if "status" in news:
-            self._children.pop(news["pid"]).set_result(Exit(news["status"], news["peak"]))
+            child = self._children.pop(news["pid"])
+            if not child.done():
+                child.set_result(Exit(news["status"], news["peak"]))
+            return
+        answer = self._waiting.pop(0)
+        if "error" in news:
+            if not answer.done():
+                answer.set_exception(StartError(f"could not be started: {news['error']}"))
+            return
+        self._children[news["pid"]] = self._loop.create_future()
+        if answer.done():  # whoever asked has given up
+            os.kill(news["pid"], signal.SIGKILL)  # it is joined only after this process was told of it
         else:
-            self._children[news["pid"]] = self._loop.create_future()
-            self._waiting.pop(0).set_result(news["pid"])
+            answer.set_result(news["pid"])
 
     def end(self) -> None:
         """Nobody needs it any more, or it is gone."""
@@ -330,9 +409,9 @@ class ForkServer:
     def _on_exit(self, exited: asyncio.Future[Exit]) -> None:
         end = exited.result()
         how = f"exited with status {end.code}" if end.signal is None else f"was killed by signal {end.signal}"
-        for answer in self._waiting:
+        for answer in [answer for answer in self._waiting if not answer.done()]:
             answer.set_exception(StartError(f"could not be started: the process that forks workers {how}"))
-        for child in self._children.values():
+        for child in [child for child in self._children.values() if not child.done()]:
             child.set_result(Exit(signal.SIGKILL, 0))  # they ended with it
         self._waiting.clear()
         self._children.clear()
@@ -340,6 +419,29 @@ class ForkServer:
 
 def _key(env: dict[str, str]) -> Any:
     return id(asyncio.get_running_loop()), tuple(sorted(env.items()))
+
+
+def closing_timeout() -> float:
+    """Seconds that a local cluster may take to end before its processes are killed."""
+    name = "shoal.deploy.closing-timeout"
+    return config.seconds(config.get(name, 10.0), name) or 10.0
+
+
+def end_descendants(pid: int) -> None:
+    """Kill all that a process has started, and what these have; those that are gone are."""
+    import psutil
+
+    try:
+        below = psutil.Process(pid).children(recursive=True)
+    except psutil.Error:
+        return  # it is gone, and what it had started belongs to nobody that can be told
+    for process in below:
+        try:
+            if os.getpgid(process.pid) == process.pid:
+                os.killpg(process.pid, signal.SIGKILL)
+            process.kill()
+        except (psutil.Error, OSError):
+            continue  # it has ended meanwhile
 
 
 def fork_imports() -> list[str]:
@@ -350,11 +452,15 @@ def fork_imports() -> list[str]:
 def _execute(env: dict[str, str]) -> tuple[socket.socket, int]:
     """Start a fork server with an environment."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    with theirs:
-        process = subprocess.Popen(
-            command("shoal.programs.fork_server", str(theirs.fileno()), *fork_imports()),
-            stdin=subprocess.DEVNULL, stdout=standard.output(), stderr=standard.error(),
-            env=env, pass_fds=[theirs.fileno()], process_group=0,
-        )  # fmt: skip
+    try:
+        with theirs:
+            process = subprocess.Popen(
+                command("shoal.programs.fork_server", str(theirs.fileno()), *fork_imports()),
+                stdin=subprocess.DEVNULL, stdout=standard.output(), stderr=standard.error(),
+                env=env, pass_fds=[theirs.fileno()], process_group=0,
+            )  # fmt: skip
+    except BaseException:
+        ours.close()
+        raise
     process.returncode = 0  # it is joined by who has it
     return ours, process.pid

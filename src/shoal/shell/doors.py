@@ -130,6 +130,11 @@ PLACES: Final[dict[str, Place]] = {
         "worker, the task's thread",
         "the task keeps its result, or fails with the words if there cannot be one; the thread goes on",
     ),
+    "program": Place(
+        "no code of users: asyncio tasks and threads of shoal's own",
+        "every process",
+        "it is logged; whoever waits is told, the thread begins anew, or the program ends with a status other than 0",
+    ),
 }
 
 #: Failures by place, since this process began.

@@ -6,6 +6,7 @@ the process lives, whatever way it ends. Who starts next on the machine removes 
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import logging
 import os
@@ -162,6 +163,29 @@ class Scratch:
             within.remove(self.path.name + _LOCK)
             os.close(self._descriptor)
             self._descriptor = None
+
+    def renew(self) -> None:
+        """Make it again if somebody has removed it, as those do who clear up the system's temporary files.
+
+        Raises
+        ------
+        OSError
+            If it cannot be made.
+        """
+        try:
+            private.Directory(self.path, create=False)
+            return
+        except FileNotFoundError:
+            pass
+        private.make_directories(self.path.parent.parent)
+        within = private.Directory(self.path.parent)
+        if self._descriptor is not None and not _is(self._descriptor, within, self.path.name + _LOCK):
+            os.close(self._descriptor)
+            self._descriptor = None
+            if not self._lock(within):
+                raise BlockingIOError(errno.EAGAIN, "its lock is taken", str(self.path))
+        private.Directory(self.path.name, within=within)
+        logger.warning("%s was removed by somebody else, and is made again", self.path)
 
     def close(self) -> None:
         """Remove it and all that is in it."""

@@ -89,14 +89,24 @@ class NannyNode:
             return
         if self.world.random.random() < self.world.options.bad_starts:
             self.world.count("starts that failed")
-            self._booting = 0
-            self.tell(ChildFailed(incarnation, "no such module"))
-            self.exited(incarnation, [])
+            self._fail(incarnation, self.world.random.choice(["said", "unsaid", "hung", "late"]))
             return
         self.worker = self.world.boot(self)
         if incarnation > 1:
             self.world.count("workers that were revived")
         self.tell(ChildReady(incarnation, self.worker.name, f"sim://{self.worker.name}", 1))
+
+    def _fail(self, incarnation: int, how: str) -> None:
+        """A start fails: with words, without any, by never coming to an end, or after the process was there."""
+        self.world.count(f"starts that failed: {how}")
+        if how == "hung":
+            return  # until it is killed
+        self._booting = 0
+        if how == "late":
+            self.tell(ChildReady(incarnation, f"{self.name}-{incarnation}-never-registered", "sim://nowhere", 1))
+        if how != "unsaid":
+            self.tell(ChildFailed(incarnation, "no such module"))
+        self.exited(incarnation, [])
 
     def exited(self, incarnation: int, running: list[str]) -> None:
         """The process ended; a moment later that is known here."""
