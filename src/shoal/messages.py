@@ -12,7 +12,7 @@ Payloads (``Any`` here) are user objects already turned into bytes: plain ``byte
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NewType
+from typing import Any, Final, NewType
 
 import msgspec
 
@@ -330,6 +330,10 @@ class DropFunctions(Message):
     fns: list[str]
 
 
+#: Why a future is cancelled, where whoever did it gave no reason.
+CANCELLED: Final = "cancelled by a client"
+
+
 class Cancel(Message):
     """Cancel keys; ``force`` overrides the interest of other clients."""
 
@@ -339,9 +343,10 @@ class Cancel(Message):
 
 
 class Retry(Message):
-    """Run erred keys again."""
+    """Run erred keys again. It is a wish for them, too: how they stand is told after it."""
 
     keys: list[str]
+    wish: int = 0
 
 
 class Query(Message):

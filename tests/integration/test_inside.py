@@ -84,7 +84,9 @@ def test_pools_of_threads_by_name(tmp_path: Path) -> None:
         (tmp_path / "go on").touch()
         with dask.annotate(executor="gpu", retries=2):
             stuck = client.submit(thread_and_linger, 0.0)
-        assert "has an executor 'gpu'" in client.why(stuck)
+        with pytest.raises(ValueError, match=r"invalid executor 'gpu'.*'default', 'io'"):
+            stuck.result(20)
+        assert "invalid executor" in client.why(stuck)
         assert slow.result(20)
     with pytest.raises(ConfigurationError, match="executors"):
         LocalCluster(n_workers=1, executors={"io": 0})

@@ -11,7 +11,7 @@ from typing import Any
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from shoal.core.client.future import FutureRecord
+from shoal.core.client.future import FutureRecord, FutureStatus
 from shoal.core.client.reactor import ClientCore
 from shoal.core.effects import CancelRun, CloseLink, Drop, Effect, Fetch, Run, Send, Settled, Signal, Spawn, Stop
 from shoal.core.events import (
@@ -546,6 +546,8 @@ class ClientMachine(RuleBasedStateMachine):
         for effect in self.core.handle([event], 0.0):
             if isinstance(effect, Send) and isinstance(effect.message, Submit):
                 self.wanted |= set(effect.message.wants)
+            elif isinstance(effect, Send) and isinstance(effect.message, Want):
+                self.wanted |= set(effect.message.keys)
             elif isinstance(effect, Send) and isinstance(effect.message, Unwant):
                 for key in effect.message.keys:
                     self.wanted.discard(key)
@@ -555,20 +557,35 @@ class ClientMachine(RuleBasedStateMachine):
             elif isinstance(effect, Drop):
                 raise AssertionError("a client holds no values")
 
-    @rule(wants=st.lists(keys, min_size=1, max_size=3, unique=True))
-    def submit(self, wants: list[str]) -> None:
-        for key in wants:
-            record = self.core.futures.get(key)
-            if record is None or record.over:
-                record = self.core.futures[key] = FutureRecord(key)
-            record.refs += 1
-            record.wished += 1
-        self.tell(Said(Submit([], {}, Options(), wants)))
+    @rule(wants=st.lists(keys, min_size=1, max_size=3), graph=st.booleans())
+    def submit(self, wants: list[str], graph: bool) -> None:
+        records = [self.core.hold(key) for key in wants]
+        self.tell(Said(Submit([], {}, Options(), wants) if graph else Want(wants), records))
 
     @precondition(lambda self: self.core.futures)
-    @rule(data=st.data())
-    def release(self, data: st.DataObject) -> None:
-        self.tell(Released(self.core.futures[data.draw(st.sampled_from(sorted(self.core.futures)))]))
+    @rule(data=st.data(), by_hand=st.booleans())
+    def release(self, data: st.DataObject, by_hand: bool) -> None:
+        self.let_go(self.core.futures[data.draw(st.sampled_from(sorted(self.core.futures)))], by_hand)
+
+    def let_go(self, record: FutureRecord, by_hand: bool = False) -> None:
+        record.handles.pop()
+        if by_hand:
+            self.core.forsake(record)
+            assert record.over or record.handles
+        self.tell(Released(record))
+
+    @rule(chosen=st.lists(keys, min_size=1, max_size=3))
+    def cancel(self, chosen: list[str]) -> None:
+        self.core.cancel(chosen, "so")
+        assert all(self.core.futures[key].over for key in chosen if key in self.core.futures)
+        self.tell(Said(Cancel(chosen)))
+
+    @rule(chosen=st.lists(keys, min_size=1, max_size=3))
+    def retry(self, chosen: list[str]) -> None:
+        records = self.core.retry(chosen)
+        known = [self.core.futures[key] for key in chosen if key in self.core.futures]
+        assert not any(record.status is FutureStatus.ERROR for record in known)
+        self.tell(Said(Retry([record.key for record in records]), records))
 
     @rule(key=keys, what=st.integers(0, 4), late=st.integers(0, 2))
     def news(self, key: str, what: int, late: int) -> None:
@@ -590,7 +607,7 @@ class ClientMachine(RuleBasedStateMachine):
         """Everything is let go of: nothing is wanted any more, but for what was cancelled."""
         for record in list(self.core.futures.values()):
             for _ in range(record.refs):
-                self.tell(Released(record))
+                self.let_go(record)
         assert not self.core.futures
         assert self.wanted <= self.cancelled
         self.tell(LinkLost("scheduler", "s", "gone"))

@@ -10,25 +10,25 @@ from shoal.core.effects import Answered, Effect, Registered, Send, Settled
 from shoal.core.events import LinkLost, Received, Released, Said
 from shoal.messages import (
     Answer,
+    Cancel,
     ClientRegistered,
     Done,
     KeyErred,
     KeysCancelled,
     KeysDone,
     KeysRestarted,
-    Retry,
     TaskError,
     Unwant,
+    Want,
 )
 
 
 def core_with(*keys: str) -> tuple[ClientCore, list[FutureRecord]]:
     core = ClientCore("c")
-    records = []
-    for key in keys:
-        record = core.futures[key] = FutureRecord(key)
-        record.refs = 1
-        records.append(record)
+    records = [core.hold(key) for key in keys]
+    core.handle([Said(Want(list(keys)), records)], 0.0)
+    for record in records:
+        record.wish = 0  # the news of these tests say nothing of wishes
     return core, records
 
 
@@ -72,19 +72,27 @@ def test_nothing_happens_to_a_cancelled_key() -> None:
 def test_the_last_release_is_told_in_order_with_what_is_said() -> None:
     """Several in one message; never after a message that stands behind them."""
     core, (a, b, c) = core_with("a", "b", "c")
-    a.refs = 2
-    effects = core.handle([Released(a), Released(b), Said(Retry(["c"])), Released(a), Released(c)], 0.0)
-    assert effects == [Send("", Unwant(["b"])), Send("", Retry(["c"])), Send("", Unwant(["a", "c"]))]
+    core.hold("a")
+    a.handles.pop()
+    b.handles.pop()
+    effects = core.handle([Released(a), Released(b), Said(Cancel(["d"]))], 0.0)
+    assert effects == [Send("", Unwant(["b"])), Send("", Cancel(["d"])), Settled([b])]
+    a.handles.pop()
+    c.handles.pop()
+    assert core.handle([Released(a), Released(c)], 0.0) == [Send("", Unwant(["a", "c"])), Settled([a, c])]
+    assert [record.status.label for record in (a, b, c)] == ["cancelled"] * 3
     assert core.futures == {}
 
 
 def test_a_broken_link_ends_what_is_pending_and_says_why() -> None:
-    """Once; what is finished stays finished."""
-    core, (a, b) = core_with("a", "b")
-    hear(core, KeysDone([Done("a", 1, "int", b"v")]))
+    """Once; what is finished and here stays finished, what would have to be fetched is cancelled as well."""
+    core, (a, b, c) = core_with("a", "b", "c")
+    hear(core, KeysDone([Done("a", 1, "int", b"v"), Done("c", 1, "int")]))
     effects = core.handle([LinkLost("scheduler", "s", "cable cut")], 0.0)
-    assert effects == [Answered(0, None, "cable cut"), Settled([b])]
-    assert (a.status, b.status, b.reason) == (FutureStatus.FINISHED, FutureStatus.CANCELLED, "cable cut")
+    assert effects == [Answered(0, None, "cable cut"), Settled([b, c])]
+    assert (a.status, b.status, b.reason) == (FutureStatus.FINISHED, FutureStatus.CANCELLED, c.reason)
+    assert c.status is FutureStatus.CANCELLED
+    assert "cable cut" in c.reason
     assert core.handle([LinkLost("scheduler", "s", "again")], 0.0) == []
 
 

@@ -15,7 +15,7 @@ from shoal.client.keeping import futures_of
 from shoal.client.packing import own
 from shoal.client.shapes import find_futures
 from shoal.errors import LinkError, UsageError, WorkerStartTimeoutError
-from shoal.messages import Cancel, Restart, Retry, RunFunction
+from shoal.messages import CANCELLED, Cancel, Restart, RunFunction
 from shoal.messages import TaskError as SentError
 from shoal.security import secret_of, write_scheduler_file
 from shoal.shell import serialize
@@ -55,12 +55,19 @@ class AdminCalls(ClientBase):
         msg: str | None = None,
     ) -> Any:
         """Cancel futures, and what depends on them; ``force`` overrides the interest of other clients."""
+        self._check_open()
         why = None if not (reason or msg) else checks.note(reason or msg, "reason")
-        return self._tell(Cancel(self._keys_of(futures), force, why))
+        self._connection.cancel(Cancel(self._keys_of(futures), force, why), why or CANCELLED)
+        return self._said()
 
     def retry(self, futures: Any, asynchronous: bool | None = None) -> Any:
-        """Run erred futures again."""
-        return self._tell(Retry(self._keys_of(futures)))
+        """Run erred futures again, with the inputs whose failure made them fail.
+
+        They are pending when this returns. Futures that did not fail stay as they are.
+        """
+        self._check_open()
+        self._connection.retry(self._keys_of(futures))
+        return self._said()
 
     def _keys_of(self, futures: Any) -> list[str]:
         flat: dict[Future, None] = {}

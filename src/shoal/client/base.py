@@ -218,12 +218,15 @@ class ClientBase(ABC):
             return coroutine
         return asyncio.wrap_future(run_threadsafe(coroutine, self._connection.loop))
 
-    def _check_open(self) -> None:
+    def _check_process(self) -> None:
         if self._pid != os.getpid():
             raise ClosedClientError(
                 "this client was made before this process was forked, and belongs to the other one: make a new Client "
                 "here, or start processes by 'spawn' or 'forkserver'"
             )
+
+    def _check_open(self) -> None:
+        self._check_process()
         if self._connection is None:
             raise UsageError("an asynchronous client must be awaited before it is used: client = await Client(...)")
         self._connection.check_open()
@@ -254,9 +257,14 @@ class ClientBase(ABC):
     # -------------------------------------------------------------------------------------------- the end
 
     def _run_callback(self, fn: Callable[[Any], Any], argument: Any, place: str = "callback") -> None:
-        if self._callbacks is None:
-            self._callbacks = ThreadPoolExecutor(1, "shoal-callbacks")
-        self._callbacks.submit(doors.call, place, fn, argument)
+        pool = self._callbacks
+        if self._status == "closed":  # a callback that was added to what had ended: the thread ends with it
+            pool = ThreadPoolExecutor(1, "shoal-callbacks")
+        elif pool is None:
+            pool = self._callbacks = ThreadPoolExecutor(1, "shoal-callbacks")
+        pool.submit(doors.call, place, fn, argument)
+        if self._status == "closed":
+            pool.shutdown(wait=False)
 
     def shutdown(self) -> Any:
         """Close the workers and the scheduler, and this client."""

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from itertools import chain, count, islice
+from itertools import chain, islice
 from typing import Any, TypeVar
 from uuid import uuid4
 
@@ -23,7 +23,7 @@ from shoal.client.packing import asking_for, name_of, options_of, own, pack_call
 from shoal.client.remote import RemoteScheduler
 from shoal.client.shapes import MISSING, fill, find_futures, flatten, reshape
 from shoal.client.sharing import Sharing
-from shoal.core.client.future import FutureRecord
+from shoal.core.client.future import FutureRecord, Outcome
 from shoal.core.framing import COUNT_LIMIT
 from shoal.errors import UsageError
 from shoal.ids import key_from_wire, key_to_wire
@@ -163,7 +163,7 @@ class Client(Sharing):
         Parameters
         ----------
         key
-            A prefix for all keys, or a list with one for each call.
+            What all keys begin with, in place of the function's name; or a list with one for each call.
         batch_size
             Calls that are sent in one message; by default as many as have 16 MiB of arguments. The first batch runs
             while the iterables are still being read, which waits while more than ``shoal.client.owed-bytes`` are owed
@@ -176,7 +176,8 @@ class Client(Sharing):
         """
         if batch_size is not None:
             batch_size = checks.whole(batch_size, "batch_size", 1, sys.maxsize)
-        keys = iter(key) if isinstance(key, list | tuple) else None if key is None else (f"{key}-{n}" for n in count())
+        keys = iter(key) if isinstance(key, list | tuple) else None
+        name = "" if key is None or keys is not None else str(key)
         actor = actor or actors
         options = options_of(
             priority, retries, workers, allow_other_workers, resources, actor, None, killable, task_timeout
@@ -188,7 +189,7 @@ class Client(Sharing):
         futures: list[Future] = []
         for call in calls:
             part = islice(chain([call], calls), batch_size)
-            futures += self._submit_calls(func, part, keys, options, pure, len(futures), fifo)
+            futures += self._submit_calls(func, part, keys, options, pure, len(futures), fifo, name)
         if isinstance(key, list | tuple) and len(key) > len(futures):
             raise UsageError(f"key holds {len(key)} keys for {len(futures)} calls")
         if not futures and not callable(func):
@@ -204,22 +205,22 @@ class Client(Sharing):
         pure: bool,
         first: int = 0,
         fifo: float = 0.0,
+        name: str = "",
     ) -> list[Future]:
         """Submit calls, as many as go into one message; it is not said while too much is owed to the scheduler."""
         if not callable(func):
             raise TypeError(f"func must be callable, got {type(func).__name__}")
         self._check_open()
         fn, payload = self._functions.pickle(func)
-        packed = pack_calls(self, fn, name_of(func), calls, keys, pure, first)
+        packed = pack_calls(self, fn, name or name_of(func), calls, keys, pure, first)
         self._connection.wait_for_room()  # whoever is interrupted here has said nothing yet
-        futures = [self._future(spec.key) for spec in packed.specs]
-        for future, held in zip(futures, packed.hidden, strict=True):
-            if held is not None:
-                future._record.held = held
         fresh, drop = self._functions.sending(fn)
         functions = {fn: payload} if fresh else {}
         wants = [spec.key for spec in packed.specs]
-        self._connection.say(Submit(packed.specs, functions, options, wants, fifo=fifo), packed.nbytes)
+        futures = self._wish(wants, Submit(packed.specs, functions, options, wants, fifo=fifo), packed.nbytes)
+        for future, held in zip(futures, packed.hidden, strict=True):
+            if held is not None:
+                future._record.held = held
         if drop is not None:
             self._connection.say(drop)
         return futures
@@ -256,15 +257,13 @@ class Client(Sharing):
     def _submit_graph(self, dsk: Any, keys: list[Any], asking: Asking, fifo: float = 0.0) -> dict[Any, Future]:
         self._check_open()
         specs, hidden = graph_tasks(dsk, self, asking)
-        wires = {key: key_to_wire(key) for key in keys}
+        wants = [key_to_wire(key) for key in keys]
         nbytes = sum(serialize.payload_nbytes(spec.payload) + len(spec.key) for spec in specs)
         self._connection.wait_for_room()
-        futures = {key: self._future(wire) for key, wire in wires.items()}
-        for future in futures.values():
+        futures = self._wish(wants, Submit(specs, {}, asking({}), wants, fifo=fifo), nbytes)
+        for future in futures:
             future._record.held = hidden
-        wants = [future._record.key for future in futures.values()]
-        self._connection.say(Submit(specs, {}, asking({}), wants, fifo=fifo), nbytes)
-        return futures
+        return dict(zip(keys, futures, strict=True))
 
     def compute(
         self,
@@ -334,7 +333,7 @@ class Client(Sharing):
 
     def normalize_collection(self, collection: Any) -> Any:
         """A collection that does the same, with the futures that this client has in place of the tasks they are of."""
-        return with_futures(collection, self._connection.core.futures, self._future)
+        return with_futures(collection, self._connection.core.futures, self._future_of)
 
     def futures_of(self, futures: Any) -> list[Future]:
         """The futures inside of collections, as :func:`~shoal.futures_of`; one that was cancelled is an error."""
@@ -349,8 +348,10 @@ class Client(Sharing):
         """The cluster as an executor of :mod:`concurrent.futures`; see :class:`ClientExecutor` for the options."""
         return ClientExecutor(self, **kwargs)
 
-    def _future(self, wire: str) -> Future:
-        return Future(key_from_wire(wire), self, self._connection.record(wire))
+    def _wish(self, wires: list[str], message: Submit | Want, nbytes: int = 0) -> list[Future]:
+        """A future for each key, of one that is named twice two; the message is what wishes for them."""
+        records = self._connection.wish(wires, message, nbytes)
+        return [Future(key_from_wire(record.key), self, record) for record in records]
 
     def _future_of(self, wire: str) -> Future:
         return Future(key_from_wire(wire), self)
@@ -358,9 +359,8 @@ class Client(Sharing):
     def _adopt(self, key: Any) -> FutureRecord:
         """The record of a key that was not submitted here: the scheduler is asked how it stands."""
         self._check_open()
-        record = self._connection.record(key_to_wire(key))
-        self._connection.say(Want([record.key]))
-        return record
+        wire = key_to_wire(key)
+        return self._connection.wish([wire], Want([wire]))[0]
 
     # -------------------------------------------------------------------------------------------- results
 
@@ -393,25 +393,25 @@ class Client(Sharing):
             return self._gather_async(futures, list(flat), errors)
         self._check_open()
         records = [future._record for future in flat]
-        values = self._thread.sync(self._connection.values(records, errors == "skip"))
-        return self._assemble(futures, list(flat), values, errors)
+        outcomes = self._thread.sync(self._connection.outcomes(records, errors == "skip"))
+        return self._assemble(futures, list(flat), outcomes, errors)
 
     async def _gather_async(self, futures: Any, flat: list[Future], errors: str) -> Any:
-        values = await self._await(self._connection.values([future._record for future in flat], errors == "skip"))
-        return self._assemble(futures, flat, values, errors)
+        outcomes = await self._await(self._connection.outcomes([future._record for future in flat], errors == "skip"))
+        return self._assemble(futures, flat, outcomes, errors)
 
-    def _assemble(self, shape: Any, flat: list[Future], values: dict[str, Any], errors: str) -> Any:
-        picked = self._pick([future._record for future in flat], values, errors)
+    def _assemble(self, shape: Any, flat: list[Future], outcomes: list[Outcome], errors: str) -> Any:
+        picked = self._pick(outcomes, errors)
         return fill(shape, {future: value for future, value in zip(flat, picked, strict=True) if value is not MISSING})
 
-    def _pick(self, records: list[FutureRecord], values: dict[str, Any], errors: str) -> list[Any]:
-        """The values of ``records``, unpickled; the first error is raised, or marked where errors are skipped."""
+    def _pick(self, outcomes: list[Outcome], errors: str) -> list[Any]:
+        """The values, unpickled; the first error is raised, or marked where errors are skipped."""
         if errors == "raise":
-            for record in records:
-                error = failure_of(record)
+            for outcome in outcomes:
+                error = failure_of(outcome)
                 if error is not None:
                     raise error
-        return load_each([record.key for record in records], values, self._load)
+        return load_each(outcomes, self._load)
 
     def _load(self, payload: Any) -> Any:
         """Unpickle a result; futures inside of it become this client's."""
@@ -454,7 +454,7 @@ class Client(Sharing):
             If there is no such worker.
         """
         self._check_open()
-        if isinstance(data, Iterator):
+        if isinstance(data, Iterator | range):
             data = list(data)
         if isinstance(data, dict):
             keys: list[Any] = list(data)
@@ -462,48 +462,58 @@ class Client(Sharing):
         else:
             values = list(data) if isinstance(data, list | tuple | set | frozenset) else [data]
             keys = [_value_key(value, hash) for value in values]
-        payloads = {
-            key_to_wire(key): serialize.dumps(value, "scattered data") for key, value in zip(keys, values, strict=True)
-        }
+        wires = [key_to_wire(key) for key in keys]
+        payloads = {wire: serialize.dumps(value, "scattered data") for wire, value in zip(wires, values, strict=True)}
         for key, payload in payloads.items():
             if type(payload) is not bytes and len(payload.frames) > COUNT_LIMIT:
                 raise UsageError(f"the value of {key!r} has more than {COUNT_LIMIT:,} large buffers: scatter its parts")
-        futures = [self._future(key_to_wire(key)) for key in keys]
-        shape: Any = futures[0] if len(futures) == 1 else None
-        if isinstance(data, dict):
-            shape = dict(zip(keys, futures, strict=True))
-        elif isinstance(data, list | tuple | set | frozenset):
-            shape = type(data)(futures)
+
+        def shaped(futures: list[Future]) -> Any:
+            if isinstance(data, dict):
+                return dict(zip(keys, futures, strict=True))
+            return type(data)(futures) if isinstance(data, list | tuple | set | frozenset) else futures[0]
+
         named = checks.workers(workers)
         limit = config.seconds(timeout, "timeout") or self._timeout
-        putting = self._scatter(payloads, futures, shape, named, broadcast, limit)
+        putting = self._scatter(wires, payloads, shaped, named, broadcast, limit)
         return putting if asynchronous or self.asynchronous else self._thread.sync(putting)
 
     async def _scatter(
         self,
+        wires: list[str],
         payloads: dict[str, Any],
-        futures: list[Future],
-        shape: Any,
+        shaped: Callable[[list[Future]], Any],
         workers: list[str] | None,
         broadcast: bool,
         timeout: float,
     ) -> Any:
-        async with asyncio.timeout(timeout):
-            while not await self._connection.ask("put_targets", workers=None):
-                await asyncio.sleep(0.1)  # workers are starting, or being restarted
-            putting = asyncio.ensure_future(self._connection.put(payloads, workers, broadcast))
-            try:
-                await asyncio.shield(putting)
-            except asyncio.CancelledError:
-                # It is under way, and goes on; what comes of it is let go of once it is there.
-                putting.add_done_callback(lambda _: self._let_go(payloads))
-                raise
-            self._connection.say(Want(list(payloads)))
-            await self._connection.all_done([future._record for future in futures])
-        return shape
+        connection = self._connection
+        # While the values are on their way, futures of the same keys that are let go of must not take them along.
+        holding = [Future(key_from_wire(record.key), self, record) for record in connection.records(payloads)]
+        try:
+            async with asyncio.timeout(timeout):
+                while not await connection.ask("put_targets", workers=None):
+                    await asyncio.sleep(0.1)  # workers are starting, or being restarted
+                putting = asyncio.ensure_future(connection.put(payloads, workers, broadcast))
+                try:
+                    await asyncio.shield(putting)
+                except BaseException:
+                    # If it is under way, it goes on; what comes of it is let go of once it is there.
+                    putting.add_done_callback(lambda done: self._let_go(done, list(payloads)))
+                    raise
+                futures = self._wish(wires, Want(list(payloads)))
+                await connection.all_done([future._record for future in futures])
+        except TimeoutError:
+            raise TimeoutError(f"no worker had taken the {len(payloads)} values after {timeout:g} s") from None
+        finally:
+            for future in holding:
+                future.release()
+        return shaped(futures)
 
-    def _let_go(self, keys: Iterable[str]) -> None:
+    def _let_go(self, putting: asyncio.Future[None], keys: list[str]) -> None:
         """Data that was put after nobody waited for it any more."""
+        if not putting.cancelled():
+            putting.exception()  # whoever waited was told
         futures = self._connection.core.futures
         unwanted = [key for key in keys if key not in futures]
         if unwanted and not self._connection.closed:

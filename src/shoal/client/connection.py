@@ -6,7 +6,7 @@ import asyncio
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from time import monotonic
 from typing import Any, Final
 
@@ -14,12 +14,26 @@ from shoal import config
 from shoal.checks import text
 from shoal.client.gate import Gate
 from shoal.client.loop import check_running
-from shoal.core.client.future import FutureRecord, FutureStatus
+from shoal.core.client.future import FutureRecord, FutureStatus, Outcome
 from shoal.core.client.reactor import ClientCore
 from shoal.core.effects import Answered, Effect, EventLogged, Log, Registered, Send, Settled
 from shoal.core.events import Event, LinkLost, Received, Released, Said
 from shoal.errors import ClosedClientError, LinkError, SerializationError, TaskError, UsageError
-from shoal.messages import Bye, Meet, PutData, Query, RegisterClient, ToClient, Took, ToPeer, Withdraw
+from shoal.messages import (
+    Bye,
+    Cancel,
+    Meet,
+    PutData,
+    Query,
+    RegisterClient,
+    Retry,
+    Submit,
+    ToClient,
+    Took,
+    ToPeer,
+    Want,
+    Withdraw,
+)
 from shoal.shell import doors
 from shoal.shell.driver import Driver
 from shoal.shell.link import Identity, Link
@@ -36,6 +50,7 @@ PUT_BYTES: Final = 64 << 20
 _NONE = object()
 #: Seconds between two looks whether the loop still runs, while a thread waits for a future.
 _LOOK: Final = 2.0
+_GOING_WELL = frozenset({FutureStatus.PENDING, FutureStatus.FINISHED})
 
 
 class Connection:
@@ -58,10 +73,8 @@ class Connection:
         self.loop = loop
         self.addresses = addresses
         self.name = name
-        #: Guards records: threads of the user's make them, count futures and wait; the loop lets go of them.
+        #: Guards records: threads of the user's make them and change them, the loop does what the scheduler says.
         self.lock = threading.RLock()
-        #: One entry for each future that was let go of and of which the core has not heard yet.
-        self._released: deque[FutureRecord] = deque()
         self.peers = PeerPool(Identity("client", id, secret, {"worker": ToPeer}))
         self._identity = Identity("client", id, secret, {"scheduler": ToClient})
         self._driver = Driver(self.core, self._perform, loop, self._on_crash)
@@ -113,15 +126,27 @@ class Connection:
 
     # -------------------------------------------------------------------------------------------- from any thread
 
-    def record(self, wire: str) -> FutureRecord:
-        """The record of a key, with one more reference and a wish for it, which is to be said next."""
+    def records(self, wires: Iterable[str]) -> list[FutureRecord]:
+        """A record for one more future of each key (of one that is named twice, two), which nothing wishes for yet."""
         with self.lock:
-            record = self.core.futures.get(wire)
-            if record is None or record.over or self._released.count(record) >= record.refs:
-                record = self.core.futures[wire] = FutureRecord(wire)
-            record.refs += 1
-            record.wished += 1
-        return record
+            return [self.core.hold(wire) for wire in wires]
+
+    def wish(self, wires: Iterable[str], message: Submit | Want, nbytes: int = 0) -> list[FutureRecord]:
+        """As :meth:`records`, and put in line the message that wishes for them, in one step; ``nbytes`` as there.
+
+        Raises
+        ------
+        ClosedClientError
+            If nothing can be said any more.
+        """
+        if nbytes:
+            self.gate.add(nbytes)
+        with self.lock:
+            self.check_open()
+            records = self.records(wires)
+            self._todo.append(Said(message, records))
+        self._wake()
+        return records
 
     def wait_for_room(self) -> None:
         """Block this thread while too much is owed to the scheduler; on the loop itself it returns at once.
@@ -142,12 +167,41 @@ class Connection:
         self._todo.append(Said(message))
         self._wake()
 
-    def release(self, record: FutureRecord) -> None:
-        """One future of ``record`` is gone."""
+    def cancel(self, message: Cancel, reason: str) -> None:
+        """Cancel what the message names: at once here, then there."""
+        with self.lock:
+            self.check_open()
+            self.core.cancel(message.keys, reason)
+            self._todo.append(Said(message))
+        self._wake()
+
+    def retry(self, wires: Iterable[str]) -> None:
+        """Have those that failed run again; they are pending from now on."""
+        with self.lock:
+            self.check_open()
+            records = self.core.retry(wires)
+            if records:
+                self._todo.append(Said(Retry([record.key for record in records]), records))
+        self._wake()
+
+    def drop(self, record: FutureRecord) -> None:
+        """One future of ``record`` is gone; in any thread, at any moment, so without a lock."""
+        record.handles.pop()
         if not self.core.closed:
-            self._released.append(record)
             self._todo.append(Released(record))
             self._wake()
+
+    def release(self, record: FutureRecord) -> None:
+        """As :meth:`drop`, by a user who may still ask the future: it is cancelled, unless there is another."""
+        self.drop(record)
+        with self.lock:
+            self.core.forsake(record)
+        self._wake()
+
+    def outcome(self, record: FutureRecord) -> Outcome:
+        """How a key stands, read in one step."""
+        with self.lock:
+            return record.outcome()
 
     def _wake(self) -> None:
         if not self._woken:
@@ -189,17 +243,18 @@ class Connection:
 
     # -------------------------------------------------------------------------------------------- on the loop
 
-    async def done(self, record: FutureRecord, timeout: float | None = None) -> None:
-        """Wait until the key is done.
+    async def done(self, record: FutureRecord, timeout: float | None = None) -> Outcome:
+        """Wait until the key is done; return how it ended.
 
         Raises
         ------
         TimeoutError
             After ``timeout`` seconds.
         """
-        if record.pending:
-            async with asyncio.timeout(timeout):
+        async with asyncio.timeout(timeout if record.pending else None):
+            while (outcome := self.outcome(record)).status is FutureStatus.PENDING:
                 await self.all_done([record])
+        return outcome
 
     async def all_done(self, records: list[FutureRecord], to_the_end: bool = True) -> None:
         """Wait until all are done, or, where ``to_the_end`` is False, until one did not succeed."""
@@ -222,12 +277,10 @@ class Connection:
     def _drain(self) -> None:
         self._woken = False
         while self._todo:
-            events = list(self._todo)
             with self.lock:
-                for event in events:
+                events = list(self._todo)
+                for _ in events:
                     self._todo.popleft()
-                    if type(event) is Released:
-                        self._released.remove(event.record)
                 self._driver.push_all(events)
         if self.gate.busy:
             self._flush()
@@ -283,12 +336,13 @@ class Connection:
 
     def _on_messages(self, link: Link, messages: list[Any]) -> None:
         with self.lock:  # whoever holds it sees no future change
+            self._drain()  # what was wished for before this was read: older news says nothing about it
             self._driver.push(Received("", messages))
 
     def _on_closed(self, link: Link, reason: str) -> None:
-        self._driver.push(
-            LinkLost("scheduler", link.peer_id, f"the link to the scheduler at {self.addresses[0]} closed: {reason}")
-        )
+        told = f"the link to the scheduler at {self.addresses[0]} closed: {reason}"
+        with self.lock:
+            self._driver.push(LinkLost("scheduler", link.peer_id, told))
         self.gate.close()
 
     def _on_crash(self, error: BaseException) -> None:
@@ -322,8 +376,9 @@ class Connection:
         if type(message) in (Meet, Query):
             check_plain(message.args, f"what {message.what!r} is asked with")
         future = self._answers[self._rid] = self.loop.create_future()
-        self._drain()
-        self._driver.push(Said(message))
+        with self.lock:
+            self._drain()
+            self._driver.push(Said(message))
         return self._rid, future
 
     async def meet(
@@ -423,9 +478,10 @@ class Connection:
             values.update(found)
         return values
 
-    async def values(self, records: list[FutureRecord], to_the_end: bool = True) -> dict[str, Any]:
-        """Wait until all are done, and return the payloads of those that succeeded, by key.
+    async def outcomes(self, records: list[FutureRecord], to_the_end: bool = True) -> list[Outcome]:
+        """Wait until all are done; return how each ended, with the payloads of those that succeeded.
 
+        Where ``to_the_end`` is False, the first that did not succeed ends it, and others may still be pending.
         A value whose last holder dies on the way is waited for again: the scheduler recomputes it.
 
         Raises
@@ -437,25 +493,28 @@ class Connection:
         progress = monotonic()
         while True:
             await self.all_done(records, to_the_end)
-            far: list[str] = []
-            for record in records:
-                if record.pending:
-                    break
-                if record.status is not FutureStatus.FINISHED:
-                    if not to_the_end:
-                        return values
-                elif record.value is not None:
-                    values[record.key] = record.value
-                elif record.key not in values:
-                    far.append(record.key)
-            else:
-                if not far:
-                    return values
-            if not far:
+            with self.lock:
+                found = [record.outcome() for record in records]
+            kinds = {outcome.status for outcome in found}
+            if not to_the_end and kinds - _GOING_WELL:
+                return found
+            if FutureStatus.PENDING in kinds:
                 continue
-            found = await self.fetch(list(dict.fromkeys(far)))
-            values.update(found)
-            if found:
+            far = [
+                outcome.key
+                for outcome in found
+                if outcome.status is FutureStatus.FINISHED and outcome.value is None and outcome.key not in values
+            ]
+            if not far:
+                return [
+                    outcome._replace(value=values[outcome.key])
+                    if outcome.status is FutureStatus.FINISHED and outcome.value is None
+                    else outcome
+                    for outcome in found
+                ]
+            fetched = await self.fetch(list(dict.fromkeys(far)))
+            values.update(fetched)
+            if fetched:
                 progress = monotonic()
             elif monotonic() - progress > FETCH_TIMEOUT:
                 raise TaskError(f"no worker could give {far[:5]} within {FETCH_TIMEOUT:g} s")
@@ -537,9 +596,10 @@ class Connection:
             self._link.send(Bye(text(reason)))
             self._link.close(reason)
         self.peers.close()
-        self._driver.push(LinkLost("scheduler", "", reason))
+        with self.lock:
+            self._driver.push(LinkLost("scheduler", "", reason))
+            self._driver.close()
         self.gate.close()
-        self._driver.close()
 
 
 def _is_done(record: FutureRecord) -> bool:

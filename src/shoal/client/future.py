@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator
 from html import escape
+from time import monotonic
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from shoal.core.client.future import FutureRecord, FutureStatus
+from shoal.core.client.future import FutureRecord, FutureStatus, Outcome
 from shoal.errors import FutureCancelledError, KilledWorker, LostDataError, UsageError
 from shoal.ids import key_from_wire, key_to_wire
 from shoal.messages import KilledTask
@@ -17,17 +18,17 @@ if TYPE_CHECKING:
     from shoal.client.client import Client
 
 
-def failure_of(record: FutureRecord) -> BaseException | None:
-    """The exception that ``result`` raises for this key, if any."""
-    if record.status is FutureStatus.CANCELLED:
-        return FutureCancelledError(key_from_wire(record.key), record.reason)
-    if record.status is FutureStatus.LOST:
-        return LostDataError(record.reason)
-    if record.status is not FutureStatus.ERROR:
+def failure_of(outcome: Outcome) -> BaseException | None:
+    """The exception that ``result`` raises for this outcome, if any."""
+    if outcome.status is FutureStatus.CANCELLED:
+        return FutureCancelledError(key_from_wire(outcome.key), outcome.reason)
+    if outcome.status is FutureStatus.LOST:
+        return LostDataError(outcome.reason)
+    if outcome.status is not FutureStatus.ERROR:
         return None
-    if isinstance(record.error, KilledTask):
-        return KilledWorker(record.error.origin, record.error.deaths, record.error.allowed_failures)
-    return serialize.load_error(record.error.error)
+    if isinstance(outcome.error, KilledTask):
+        return KilledWorker(outcome.error.origin, outcome.error.deaths, outcome.error.allowed_failures)
+    return serialize.load_error(outcome.error.error)
 
 
 class Future:
@@ -47,14 +48,15 @@ class Future:
 
     #: dask takes it for a reference to a task where it stands in a graph.
     __dask_future__ = True
-    __slots__ = ("__weakref__", "_client", "_record", "_released", "key")
+    __slots__ = ("__weakref__", "_client", "_held", "_record", "key")
 
     def __init__(
         self, key: Any, client: Client | None = None, state: FutureRecord | None = None, _id: Any = None
     ) -> None:
         self.key = key
         self._client: Client | None = None
-        self._released = False
+        #: Deleted when it is released, which is one step whatever thread does it.
+        self._held = True
         if state is not None:
             self._client, self._record = client, state
         elif client is not None:
@@ -120,17 +122,33 @@ class Future:
         """Whether it was cancelled."""
         return self._known.status is FutureStatus.CANCELLED
 
-    def _wait(self, timeout: float | None) -> None:
-        client = self.client
-        client._connection.check_open()
-        if not client._connection.wait(self._record, timeout):
-            raise TimeoutError(f"{self.key!r} was still pending after {timeout:g} s")
+    def _late(self, timeout: float | None) -> TimeoutError:
+        return TimeoutError(f"{self.key!r} was still pending after {timeout:g} s")
 
-    async def _wait_async(self, timeout: float | None) -> None:
+    def _outcome(self, timeout: float | None = None) -> Outcome:
+        """Wait until it is done, and say how it ended.
+
+        Raises
+        ------
+        TimeoutError
+            After ``timeout`` seconds.
+        """
+        client = self.client
+        connection, record = client._connection, self._record
+        if record.pending:
+            client._check_process()
+        due = None if timeout is None else monotonic() + timeout
+        while connection.wait(record, None if due is None else max(0.0, due - monotonic())):
+            outcome = connection.outcome(record)
+            if outcome.status is not FutureStatus.PENDING:
+                return outcome
+        raise self._late(timeout)
+
+    async def _outcome_async(self, timeout: float | None = None) -> Outcome:
         try:
-            await self.client._connection.done(self._known, timeout)
+            return await self.client._connection.done(self._known, timeout)
         except TimeoutError:
-            raise TimeoutError(f"{self.key!r} was still pending after {timeout:g} s") from None
+            raise self._late(timeout) from None
 
     def result(self, timeout: float | None = None) -> Any:
         """Wait for the result and return it.
@@ -139,46 +157,41 @@ class Future:
         ------
         TimeoutError
             After ``timeout`` seconds.
+        FutureCancelledError
+            If it was cancelled or released, or its client is closed or lost its scheduler; it says which.
         Exception
             Whatever the task raised, with its traceback.
         """
         client = self.client
         if client.asynchronous:
             return self._result(timeout)
-        self._wait(timeout)
-        record = self._record
-        if record.value is not None:
-            return client._load(record.value)
-        values = client._thread.sync(client._connection.values([record], to_the_end=False))
-        return client._pick([record], values, "raise")[0]
+        outcome = self._outcome(timeout)
+        if outcome.status is not FutureStatus.FINISHED or outcome.value is not None:
+            return client._pick([outcome], "raise")[0]
+        outcomes = client._connection.outcomes([self._record], to_the_end=False)
+        return client._pick(client._thread.sync(outcomes), "raise")[0]
 
     async def _result(self, timeout: float | None = None) -> Any:
-        await self._wait_async(timeout)
-        record = self._known
-        values = await self.client._connection.values([record], to_the_end=False)
-        return self.client._pick([record], values, "raise")[0]
+        await self._outcome_async(timeout)
+        return self.client._pick(await self.client._connection.outcomes([self._known], to_the_end=False), "raise")[0]
 
     def exception(self, timeout: float | None = None, **kwargs: Any) -> Any:
-        """Wait, then return what the task raised, or None."""
+        """Wait, then return what :meth:`result` would raise, or None."""
         if self.client.asynchronous:
             return self._exception(timeout)
-        self._wait(timeout)
-        return failure_of(self._record)
+        return failure_of(self._outcome(timeout))
 
     async def _exception(self, timeout: float | None) -> BaseException | None:
-        await self._wait_async(timeout)
-        return failure_of(self._known)
+        return failure_of(await self._outcome_async(timeout))
 
     def traceback(self, timeout: float | None = None, **kwargs: Any) -> Any:
         """Wait, then return the traceback of what the task raised, or None."""
         if self.client.asynchronous:
             return self._traceback(timeout)
-        self._wait(timeout)
-        return _traceback_of(self._record)
+        return _traceback_of(self._outcome(timeout))
 
     async def _traceback(self, timeout: float | None) -> TracebackType | None:
-        await self._wait_async(timeout)
-        return _traceback_of(self._known)
+        return _traceback_of(await self._outcome_async(timeout))
 
     def add_done_callback(self, fn: Callable[[Future], Any]) -> None:
         """Call ``fn(future)`` in a helper thread once it is done; what it raises is logged."""
@@ -190,7 +203,7 @@ class Future:
         return self.client.cancel(self, reason=reason, msg=msg, **kwargs)
 
     def retry(self, **kwargs: Any) -> Any:
-        """Run it again if it failed."""
+        """Run it again if it failed; it is pending then, until that has ended."""
         return self.client.retry(self)
 
     # What functions of concurrent.futures (wait, as_completed) look for: a lock, a state, and who waits.
@@ -214,13 +227,28 @@ class Future:
         return _Waiters(self)
 
     def release(self) -> None:
-        """Let go of the result; it is freed when nobody else needs it."""
-        if not self._released and self._client is not None:
-            self._released = True
+        """Let go of the result; it is freed when nobody else needs it.
+
+        The last future of its key to be released by this client is cancelled by that.
+        """
+        if self._let_go():
+            assert self._client is not None
             self._client._connection.release(self._record)
 
+    def _let_go(self) -> bool:
+        """Whether it was held until now."""
+        if self._client is None:
+            return False
+        try:
+            del self._held
+        except AttributeError:
+            return False
+        return True
+
     def __del__(self) -> None:
-        self.release()
+        if self._let_go():
+            assert self._client is not None
+            self._client._connection.drop(self._record)
 
     def __await__(self) -> Generator[Any, None, Any]:
         found: Generator[Any, None, Any] = self.client._await(self._result()).__await__()
@@ -270,7 +298,7 @@ class _Waiters:
 
 
 def _tell(waiter: Any, future: Future) -> None:
-    error = failure_of(future._record)
+    error = failure_of(future.client._connection.outcome(future._record))
     if error is None:
         waiter.add_result(future)
     elif isinstance(error, FutureCancelledError):
@@ -279,10 +307,10 @@ def _tell(waiter: Any, future: Future) -> None:
         waiter.add_exception(future)
 
 
-def _traceback_of(record: FutureRecord) -> TracebackType | None:
-    if record.status is not FutureStatus.ERROR or isinstance(record.error, KilledTask):
+def _traceback_of(outcome: Outcome) -> TracebackType | None:
+    if outcome.status is not FutureStatus.ERROR or isinstance(outcome.error, KilledTask):
         return None
-    return serialize.load_traceback(record.error.error)
+    return serialize.load_traceback(outcome.error.error)
 
 
 def _revived(wire: str) -> Future:

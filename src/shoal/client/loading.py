@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
 from typing import Any, Final
 
 from shoal.client.shapes import MISSING
+from shoal.core.client.future import FutureStatus, Outcome
 from shoal.shell.areas import AREAS
 from shoal.shell.serialize import payload_nbytes
 
@@ -14,19 +14,19 @@ from shoal.shell.serialize import payload_nbytes
 _STRETCH: Final = 64 << 20
 
 
-def load_each(keys: list[str], payloads: dict[str, Any], load: Callable[[Any], Any]) -> list[Any]:
-    """The value of each key, or ``MISSING``; a payload is let go of as soon as its last value is there."""
-    left = Counter(keys)
-    found, loaded = [], 0
-    for key in keys:
-        left[key] -= 1
-        payload = payloads.get(key, MISSING) if left[key] else payloads.pop(key, MISSING)
-        if payload is MISSING:
+def load_each(outcomes: list[Outcome], load: Callable[[Any], Any]) -> list[Any]:
+    """The value of each outcome, or ``MISSING``; a payload is let go of as soon as its value is there."""
+    found: list[Any] = []
+    loaded = 0
+    for number in range(len(outcomes)):
+        outcome = outcomes[number]
+        if outcome.status is not FutureStatus.FINISHED:
             found.append(MISSING)
             continue
-        found.append(load(payload))
-        loaded += payload_nbytes(payload)
-        del payload
+        outcomes[number] = outcome._replace(value=None)
+        found.append(load(outcome.value))
+        loaded += payload_nbytes(outcome.value)
+        del outcome
         if loaded > _STRETCH:
             AREAS.trim(all_of_them=True)  # what the values do not refer to
             loaded = 0

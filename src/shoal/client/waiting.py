@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from shoal import config
 from shoal.client.future import Future, failure_of
 from shoal.client.keeping import futures_of
+from shoal.core.client.future import FutureStatus
 from shoal.errors import FutureCancelledError, UsageError
 
 ALL_COMPLETED = "ALL_COMPLETED"
@@ -47,6 +48,8 @@ def wait(fs: Any, timeout: Any = None, return_when: str = ALL_COMPLETED) -> Any:
     ------
     TimeoutError
         After ``timeout`` (seconds, or text as ``"5 minutes"``).
+    FutureCancelledError
+        If one of those that are done was cancelled, or released.
     """
     if return_when not in (ALL_COMPLETED, FIRST_COMPLETED):
         raise UsageError(f"return_when must be {ALL_COMPLETED!r} or {FIRST_COMPLETED!r}, got {return_when!r}")
@@ -69,7 +72,13 @@ async def _wait_async(futures: list[Future], completed: as_completed, needed: in
 
 
 def _split(futures: list[Future]) -> DoneAndNotDone:
-    done = {future for future in futures if future.done()}
+    done = set()
+    for future in futures:
+        outcome = future.client._connection.outcome(future._known)
+        if outcome.status is FutureStatus.CANCELLED:
+            raise FutureCancelledError(future.key, outcome.reason)
+        if outcome.status is not FutureStatus.PENDING:
+            done.add(future)
     return DoneAndNotDone(done, set(futures) - done)
 
 
@@ -200,8 +209,8 @@ class as_completed:
             future = self.queue.get()
         if not self._with_results:
             return future
-        error = future.exception()
-        return (future, future.result()) if error is None else self._failed(future, error)
+        error = failure_of(future._outcome(self._left()))
+        return (future, future.result(self._left())) if error is None else self._failed(future, error)
 
     def _failed(self, future: Future, error: BaseException) -> tuple[Future, Any]:
         """What is yielded for a future that failed: with what ``sys.exc_info`` would say, or why it was cancelled."""
@@ -247,5 +256,5 @@ class as_completed:
                 raise self._late() from None
         if not self._with_results:
             return future
-        error = failure_of(future._known)
+        error = failure_of(await future._outcome_async(self._left()))
         return (future, await future) if error is None else self._failed(future, error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -208,13 +209,14 @@ class PluginsChanged(Event):
 
 
 class Said(Event):
-    """The user of a client wants this told to the scheduler."""
+    """The user of a client wants this told to the scheduler; ``records`` are those of the futures it wishes for."""
 
     message: Any
+    records: Sequence[Any] = ()
 
 
 class Released(Event):
-    """The user of a client let go of one future of this record."""
+    """The user of a client let go of one future of this record, whose handle is gone from it."""
 
     record: Any
 

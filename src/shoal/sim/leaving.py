@@ -7,9 +7,9 @@ from random import Random
 from typing import TYPE_CHECKING, Any, Final
 
 from shoal.core.client.future import FutureStatus
-from shoal.core.events import PutDone, Said
+from shoal.core.events import PutDone
 from shoal.ids import ClientId
-from shoal.messages import AskRetirement, Options, Rebalance, Replicate, Retire, Want
+from shoal.messages import AskRetirement, Options, Rebalance, Replicate, Retire
 
 if TYPE_CHECKING:
     from shoal.sim.nodes import ClientNode
@@ -62,7 +62,7 @@ def _put(world: World, client: ClientNode, rng: Random, key: str, copies: int, o
 
     def wanted() -> None:
         client.scattering.discard(key)
-        client.tell(Said(Want([key])))
+        client.want(key)
 
     for number, worker in enumerate(chosen, 10 * len(world.oracle.scattered)):
         worker.puts[number] = noted

@@ -24,6 +24,7 @@ from shoal.messages import (
     Submit,
     TaskError,
     TaskSpec,
+    Want,
 )
 
 if TYPE_CHECKING:
@@ -347,12 +348,8 @@ class ClientNode:
                     pass
 
     def hold(self, key: str) -> FutureRecord:
-        """As ``Connection.record``: one more future of a key."""
-        record = self.core.futures.get(key)
-        if record is None or record.over:
-            record = self.core.futures[key] = FutureRecord(key)
-        record.refs += 1
-        record.wished += 1
+        """One more future of a key."""
+        record = self.core.hold(key)
         record.held = self.world.oracle.tick()  # when it was wished for last
         return record
 
@@ -360,30 +357,39 @@ class ClientNode:
         self, tasks: dict[str, list[str]], wants: list[str], options: Options, payloads: dict[str, bytes]
     ) -> None:
         """Submit a graph, with the arguments of those tasks that have any; hold futures of ``wants``."""
-        for key in wants:
-            self.hold(key)
+        records = [self.hold(key) for key in wants]
         specs = [
             TaskSpec(key, "f", payloads.get(key, b""), deps, order) for order, (key, deps) in enumerate(tasks.items())
         ]
-        self.tell(Said(Submit(specs, {"f": b"F"}, options, wants)))
+        self.tell(Said(Submit(specs, {"f": b"F"}, options, wants), records))
+
+    def want(self, key: str) -> None:
+        """Wish for a key that is held, and was not wished for yet."""
+        record = self.core.futures.get(key)
+        if record is not None:
+            self.tell(Said(Want([key]), [record]))
 
     def release(self, key: str) -> None:
         """Let go of one future."""
         record = self.core.futures.get(key)
-        if record is not None:
+        if record is not None and record.handles:
+            record.handles.pop()
             self.tell(Released(record))
 
     def release_all(self) -> None:
         for record in list(self.core.futures.values()):
             for _ in range(record.refs):
-                self.tell(Released(record))
+                self.release(record.key)
 
     def cancel(self, keys: list[str], force: bool) -> None:
         self.world.oracle.cancels(self, keys, force)
+        self.core.cancel(keys, "cancelled by its user")
         self.tell(Said(Cancel(keys, force)))
 
     def retry(self, keys: list[str]) -> None:
-        self.tell(Said(Retry(keys)))
+        records = self.core.retry(keys)
+        if records:
+            self.tell(Said(Retry([record.key for record in records]), records))
 
     def restart(self, workers: list[str] | None = None) -> None:
         """Forget all tasks and restart all workers; or restart some, and forget nothing."""

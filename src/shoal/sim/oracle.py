@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from shoal.core.client.future import FutureRecord, FutureStatus
+from shoal.core.client.future import RELEASED, FutureRecord, FutureStatus
 from shoal.core.scheduler.task import TaskState
 from shoal.core.worker.attempt import AttemptState
 from shoal.ids import WorkerId
@@ -170,7 +170,9 @@ class Oracle:
     def settled(self, client: ClientNode, record: FutureRecord) -> None:
         """A client heard that a key is done."""
         world, key = self.world, record.key
-        if record.status is FutureStatus.FINISHED:
+        if record.reason == RELEASED:
+            world.require(not record.handles, f"{key} of {client.name} is said to be released, and is held")
+        elif record.status is FutureStatus.FINISHED:
             world.count("results")
             right = record.value is None or record.value == self.expected[key]
             right = right or bool(self.redefined & self.ancestors(key))  # which one counts is asked at the end

@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections import deque
 from typing import Any
 
-from shoal.core.client.future import FutureRecord, FutureStatus
+from shoal.core.client.future import FutureStatus
 from shoal.core.client.reactor import ClientCore
 from shoal.core.effects import CancelRun, CloseLink, Drop, Effect, Fetch, Log, Run, Send, Stop
 from shoal.core.events import (
@@ -44,6 +44,7 @@ from shoal.core.scheduler.settings import Settings
 from shoal.core.worker.reactor import WorkerCore
 from shoal.errors import InvariantViolation
 from shoal.messages import (
+    CANCELLED,
     INBOUND,
     OUTBOUND,
     Answer,
@@ -180,14 +181,9 @@ class Script:
         if "on" in options:
             options["workers"] = options.pop("on").split()
         core = self.clients[client]
-        for key in wants:
-            record = core.futures.get(key)
-            if record is None or record.over:
-                record = core.futures[key] = FutureRecord(key)
-            record.refs += 1
-            record.wished += 1
+        records = [core.hold(key) for key in wants]
         specs = [TaskSpec(key, "f", payload, deps, order) for order, (key, deps) in enumerate(tasks.items())]
-        self._tell(client, Said(Submit(specs, {"f": b"F"}, Options(**options), wants)))
+        self._tell(client, Said(Submit(specs, {"f": b"F"}, Options(**options), wants), records))
 
     def computes(self, worker: str, keys: str, **options: Any) -> None:
         """A worker computes tasks without inputs, and the scheduler has heard of it."""
@@ -202,13 +198,16 @@ class Script:
         for key in keys.split():
             record = self.clients[client].futures[key]
             for _ in range(record.refs):
+                record.handles.pop()
                 self._tell(client, Released(record))
 
     def cancel(self, keys: str, client: str = "K", force: bool = False) -> None:
+        self.clients[client].cancel(keys.split(), CANCELLED)
         self._tell(client, Said(Cancel(keys.split(), force)))
 
     def retry(self, keys: str, client: str = "K") -> None:
-        self._tell(client, Said(Retry(keys.split())))
+        records = self.clients[client].retry(keys.split())
+        self._tell(client, Said(Retry(keys.split()), records))
 
     def future(self, key: str, client: str = "K") -> str:
         """How a key stands, as the client was told."""
@@ -329,8 +328,7 @@ class Script:
     def scatters(self, worker: str, key: str, client: str = "K") -> None:
         """A client puts a value on a worker."""
         core = self.clients[client]
-        record = core.futures.setdefault(key, FutureRecord(key))
-        record.refs += 1
+        core.hold(key).wanted = True  # the scheduler wants it in the client's name from the moment it hears of it
         node = self.workers[worker]
         if node.core.takes(key):
             node.values[key] = value_of(key, [])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from enum import IntEnum, auto
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from shoal.core.machine import Table
 
@@ -67,12 +67,26 @@ FUTURE: Final = Table(
 )
 
 
+#: Why a future that was let go of is cancelled.
+RELEASED: Final = "it was released, and no other future of this client held it"
+
+
+class Outcome(NamedTuple):
+    """How a key stood at one moment: what is read together belongs together."""
+
+    key: str
+    status: FutureStatus
+    value: Any
+    error: Any
+    reason: str
+
+
 class FutureRecord:
-    """The record of one key. The core changes it; ``refs``, ``wished``, ``event`` and ``callbacks`` are the shell's."""
+    """The record of one key, shared by all futures of it. ``event``, ``callbacks`` and ``held`` are the shell's."""
 
     __slots__ = (
-        "callbacks", "error", "event", "held", "key", "peak", "reason", "refs", "said", "status", "type", "value",
-        "wish", "wished",
+        "callbacks", "error", "event", "handles", "held", "key", "peak", "reason", "status", "type", "value", "wanted",
+        "wish",
     )  # fmt: skip
 
     def __init__(self, key: str) -> None:
@@ -87,11 +101,13 @@ class FutureRecord:
         self.error: Any = None
         #: Why it was cancelled or lost.
         self.reason = ""
-        #: Futures of the user's that point here.
-        self.refs = 0
-        #: How often it was wished for, how many of these wishes were told, and the number of the last one: news that
-        #: the scheduler sent before it heard of that one say nothing about it.
-        self.wished = self.said = self.wish = 0
+        #: One entry for each future of the user's that points here. A list, because futures are let go of in any
+        #: thread at any moment, also by the garbage collector, where no lock may be taken: ``pop`` is one step.
+        self.handles: list[None] = []
+        #: Whether the scheduler, once it has heard all that was said, wants the key in this client's name because of
+        #: this record; and the number of the last wish for it: news that was sent before it was heard says nothing.
+        self.wanted = False
+        self.wish = 0
         #: Set when it is done; made by the first who waits.
         self.event: Any = None
         self.callbacks: list[Callable[[], None]] | None = None
@@ -107,9 +123,18 @@ class FutureRecord:
         """Whether nothing can happen to it any more."""
         return self.status in FUTURE.terminal
 
+    @property
+    def refs(self) -> int:
+        """How many futures point here."""
+        return len(self.handles)
+
     def concerned(self, wish: int) -> bool:
         """Whether news that was sent after ``wish`` had been heard is about this record as it is now."""
-        return not self.over and self.wished == self.said and wish >= self.wish
+        return self.wanted and wish >= self.wish and not self.over
+
+    def outcome(self) -> Outcome:
+        """How it stands now."""
+        return Outcome(self.key, self.status, self.value, self.error, self.reason)
 
     def __repr__(self) -> str:
         return f"<FutureRecord {self.key} {self.status.label} refs={self.refs}>"

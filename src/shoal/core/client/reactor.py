@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, assert_never
 
-from shoal.core.client.future import FUTURE, FutureEvent, FutureRecord, FutureStatus
+from shoal.core.client.future import FUTURE, RELEASED, FutureEvent, FutureRecord, FutureStatus
 from shoal.core.effects import WARNING, Answered, Effect, EventLogged, Log, Registered, Send, Settled
 from shoal.core.events import Event, LinkLost, Received, Released, Said
 from shoal.messages import (
@@ -18,6 +18,7 @@ from shoal.messages import (
     KeysRestarted,
     KilledTask,
     Logged,
+    Retry,
     Submit,
     ToClient,
     Unwant,
@@ -28,6 +29,9 @@ from shoal.messages import (
 
 class ClientCore:
     """All decisions of a client.
+
+    What a user does to a future shows at once, before the scheduler has heard of it: :meth:`hold`, :meth:`forsake`,
+    :meth:`cancel` and :meth:`retry` may be called between two turns. What they find out is in the effects of the next.
 
     Parameters
     ----------
@@ -55,7 +59,7 @@ class ClientCore:
                     self._on_message(message)
             elif type(event) is Said:
                 self._flush_unwanted()
-                self._on_said(event.message)
+                self._on_said(event.message, event.records)
             elif type(event) is Released:
                 self._on_released(event.record)
             elif type(event) is LinkLost:
@@ -78,7 +82,9 @@ class ClientCore:
                 for item in message.items:
                     record = self.futures.get(item.key)
                     if record is not None and record.concerned(message.wish):
-                        record.value, record.type, record.error = item.value, item.type, None
+                        if item.value is not None or record.status is not FutureStatus.FINISHED:
+                            record.value = item.value  # else it is told again, and what came the first time is here
+                        record.type, record.error = item.type, None
                         record.peak = item.peak
                         self._settle(record, FutureEvent.FINISH)
             case KeyErred() | KilledTask():
@@ -90,15 +96,13 @@ class ClientCore:
                 for key in message.keys:
                     record = self.futures.get(key)
                     if record is not None and record.concerned(message.wish):
+                        record.wanted = False
                         self._end(record, message.reason, message.lost)
             case KeysRestarted():
                 for key in message.keys:
                     record = self.futures.get(key)
                     if record is not None and record.concerned(message.wish):
-                        record.status = FUTURE.advance(record.status, FutureEvent.RESTART, key)
-                        record.value = record.error = None
-                        if record.event is not None:
-                            record.event.clear()
+                        self._restart(record)
             case Logged():
                 self._effects.append(EventLogged(message.topic, message.msg, message.when))
             case Warned():
@@ -112,36 +116,87 @@ class ClientCore:
             case _:
                 assert_never(message)
 
-    def _on_said(self, message: Any) -> None:
-        if isinstance(message, Submit | Want):
+    # -------------------------------------------------------------------------------------------- what users do
+
+    def hold(self, key: str) -> FutureRecord:
+        """The record for one more future of ``key``. The message that wishes for it is to be said next, with it."""
+        record = self.futures.get(key)
+        if record is None or record.over or not record.handles:
+            record = self.futures[key] = FutureRecord(key)
+        record.handles.append(None)
+        return record
+
+    def forsake(self, record: FutureRecord) -> None:
+        """The user let go of a future: if it was the last, nothing will be heard of the key."""
+        if not record.handles and not record.over:
+            self._end(record, RELEASED, lost=False)
+
+    def cancel(self, keys: Iterable[str], reason: str) -> None:
+        """The user cancels these; :class:`~shoal.messages.Cancel` is to be said next."""
+        for key in keys:
+            record = self.futures.get(key)
+            if record is not None and not record.over:
+                self._end(record, reason, lost=False)
+
+    def retry(self, keys: Iterable[str]) -> list[FutureRecord]:
+        """The user wants these run again: those that failed, with what made them fail, are pending from now on.
+
+        Returns the records for which :class:`~shoal.messages.Retry` is to be said next, with them.
+        """
+        found: dict[FutureRecord, None] = {}
+        for key in keys:
+            record = self.futures.get(key)
+            if record is None or record.over or record.status is FutureStatus.FINISHED:
+                continue
+            if record.status is FutureStatus.ERROR:
+                origin = self.futures.get(record.error.origin)
+                self._restart(record)
+                if origin is not None and origin.status is FutureStatus.ERROR:
+                    self._restart(origin)
+                    found[origin] = None
+            found[record] = None
+        return list(found)
+
+    # -------------------------------------------------------------------------------------------- what follows
+
+    def _on_said(self, message: Any, records: Sequence[FutureRecord]) -> None:
+        if isinstance(message, Submit | Want | Retry):
             self._wish += 1
             message.wish = self._wish
-            for key in message.wants if isinstance(message, Submit) else message.keys:
-                record = self.futures.get(key)
-                if record is not None:
-                    record.said += 1
-                    record.wish = self._wish
+            for record in records:
+                record.wish, record.wanted = self._wish, True
         self._effects.append(Send("", message))
 
     def _settle(self, record: FutureRecord, event: FutureEvent) -> None:
         record.status = FUTURE.advance(record.status, event, record.key)
         self._settled.append(record)
 
+    def _restart(self, record: FutureRecord) -> None:
+        record.status = FUTURE.advance(record.status, FutureEvent.RESTART, record.key)
+        record.value = record.error = None
+        if record.event is not None:
+            record.event.clear()
+
     def _end(self, record: FutureRecord, reason: str, lost: bool) -> None:
         record.reason = reason
+        record.value = record.error = None
         if lost and record.status is not FutureStatus.ERROR:
             self._settle(record, FutureEvent.LOSE)
         else:
             self._settle(record, FutureEvent.CANCEL)
 
     def _on_released(self, record: FutureRecord) -> None:
-        record.refs -= 1
-        if record.refs == 0:
-            if self.futures.get(record.key) is record:
-                del self.futures[record.key]
+        if record.handles:
+            return
+        current = self.futures.get(record.key)
+        if current is record:
+            del self.futures[record.key]
+        if record.wanted:
+            record.wanted = False
+            # Another record of the key may have been wished for: before this, and it is wanted still; or that follows.
+            if current is None or current is record or not current.wanted:
                 self._unwanted.append(record.key)
-            elif not record.over:  # wished for anew meanwhile, and that wish follows
-                self._unwanted.append(record.key)
+        self.forsake(record)
 
     def _flush_unwanted(self) -> None:
         if self._unwanted:
@@ -152,7 +207,8 @@ class ClientCore:
         if self.closed:
             return
         self.closed = reason or "the scheduler closed it"
+        told = f"its client is closed ({self.closed})"
         for record in tuple(self.futures.values()):
-            if record.pending:
-                self._end(record, self.closed, lost=False)
+            if record.pending or (record.status is FutureStatus.FINISHED and record.value is None):
+                self._end(record, told, lost=False)  # what came with the news is here, and stays
         self._effects.append(Answered(0, None, self.closed))

@@ -154,6 +154,13 @@ def no_worker(state: Tables, task: Task) -> str:
     return f"none of {len(state.workers)} workers {' and '.join(needs)}"
 
 
+def no_pool(state: Tables, task: Task) -> str:
+    """The error of a task that asks for a pool of threads which no worker has."""
+    asked = task.options.executor if task.options is not None else ""
+    found = ", ".join(repr(name) for name in ("default", *state.pools))
+    return f"UsageError: invalid executor {asked!r}: no worker has a pool of threads of that name, only {found}"
+
+
 def redefinition(task: Task, spec: TaskSpec) -> str:
     """What to warn of where ``spec`` came for a key that is known with another recipe, or nothing."""
     same_call = task.payload == spec.payload or not isinstance(spec.payload, bytes)

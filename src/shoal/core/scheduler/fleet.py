@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, assert_never
 
 from shoal.core.effects import ERROR, INFO, WARNING, Answered, CloseLink, Effect, Log, Notify, Send
+from shoal.core.scheduler import explain
 from shoal.core.scheduler.calls import PendingCalls
 from shoal.core.scheduler.copying import Copying
 from shoal.core.scheduler.roster import WorkerRecord
@@ -44,6 +45,7 @@ from shoal.messages import (
     Retired,
     StealAnswer,
     Unknown,
+    Warned,
     WorkerRegistered,
     WorkerRejected,
     WorkerStatus,
@@ -51,6 +53,8 @@ from shoal.messages import (
 
 #: A copy whose holder could not be reached this often by those who need it is given up.
 UNREACHABLE_LIMIT = 5
+#: Seconds after which users are told of tasks that no worker may run.
+STRANDED_FOR = 5.0
 
 
 class Fleet(ABC):
@@ -400,13 +404,36 @@ class Fleet(ABC):
                     state.free(worker, key)
 
     def _strand_check(self) -> float | None:
-        """When the task that has waited longest for a worker that may run it is given up."""
+        """When users are told of tasks that wait for a worker that may run them, or the longest of them is given up."""
+        untold, due = self.state.stranded.untold_since(), self._give_up_at()
+        told = None if untold is None else untold + STRANDED_FOR
+        return told if due is None else due if told is None else min(told, due)
+
+    def _give_up_at(self) -> float | None:
         timeout = self.settings.no_workers_timeout
         first = None if timeout is None else self.state.stranded.first()
         return None if first is None or timeout is None else first + timeout
 
+    def _tell_of_stranded(self, now: float) -> None:
+        """Say what tasks wait for; where there is no worker at all, that is plain to see."""
+        untold, timeout, state = self.state.stranded.untold_since(), self.settings.no_workers_timeout, self.state
+        if untold is None or now < untold + STRANDED_FOR:
+            return
+        for task in state.stranded.tell(now - STRANDED_FOR):
+            if not state.workers:
+                continue
+            limit = "for as long as it takes" if timeout is None else f"for up to {timeout:g} s"
+            text = (
+                f"{task.key!r} waits for a worker: {explain.no_worker(state, task)}; it waits for one that may come, "
+                f"{limit} (distributed.scheduler.no-workers-timeout)"
+            )
+            self._log(WARNING, text)
+            for client in task.who_wants or ():
+                state.tell(client, Warned(text))
+
     def _check_stranded(self, now: float) -> None:
-        due, timeout = self._strand_check(), self.settings.no_workers_timeout
+        self._tell_of_stranded(now)
+        due, timeout = self._give_up_at(), self.settings.no_workers_timeout
         if due is not None and timeout is not None and now >= due:
             count = self.state.fail_stranded(timeout)
             self._log(ERROR, f"{count} tasks are given up: no worker could run them for {timeout:g} s")

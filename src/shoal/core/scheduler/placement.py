@@ -35,18 +35,29 @@ def is_restricted(task: Task) -> bool:
     return options is not None and bool(options.workers or options.resources or options.executor)
 
 
-def allowed(task: Task, worker: WorkerRecord) -> bool:
-    """Whether ``worker`` may run ``task``, by its restrictions, the worker's pools and its total resources."""
+def allowed(task: Task, worker: WorkerRecord, pools: bool = True) -> bool:
+    """Whether ``worker`` may run ``task``, by its restrictions, the worker's pools and its total resources.
+
+    ``pools=False``: whatever pools of threads it has.
+    """
     options = task.options
     if options is None:
         return True
     if options.resources and any(worker.resources.get(name, 0) < need for name, need in options.resources.items()):
         return False
-    if options.executor and options.executor not in worker.executors:
+    if pools and options.executor and options.executor not in worker.executors:
         return False
     return (
         not options.workers or options.allow_other_workers or any(worker.answers_to(name) for name in options.workers)
     )
+
+
+def lacks_pool(state: Tables, task: Task) -> bool:
+    """Whether ``task`` asks for a pool of threads that no worker has or ever had, and nothing else is in its way."""
+    options = task.options
+    if options is None or not options.executor or options.executor in state.pools:
+        return False
+    return any(allowed(task, worker, pools=False) for worker in state.workers.values())
 
 
 def is_rootish(state: Tables, task: Task) -> bool:

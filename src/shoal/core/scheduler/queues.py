@@ -99,13 +99,19 @@ class Stranded:
     """Tasks in state ``no-worker``, with the time since when; those with the same restrictions stand together, so
     that a worker that comes is compared with each kind of task once."""
 
-    __slots__ = ("_groups",)
+    __slots__ = ("_groups", "_untold")
 
     def __init__(self) -> None:
         self._groups: dict[Any, dict[Task, float]] = {}
+        #: Kinds of which nobody was told, with the time since when there are any; the oldest first.
+        self._untold: dict[Any, float] = {}
 
     def add(self, task: Task, now: float) -> None:
-        self._groups.setdefault(placement.restrictions(task), {})[task] = now
+        kind = placement.restrictions(task)
+        if kind not in self._groups:
+            self._groups[kind] = {}
+            self._untold[kind] = now
+        self._groups[kind][task] = now
 
     def discard(self, task: Task) -> None:
         kind = placement.restrictions(task)
@@ -113,6 +119,18 @@ class Stranded:
         del group[task]
         if not group:
             del self._groups[kind]
+            self._untold.pop(kind, None)
+
+    def untold_since(self) -> float | None:
+        """Since when there are some of which nobody was told."""
+        return next(iter(self._untold.values()), None)
+
+    def tell(self, before: float) -> list[Task]:
+        """One task of each kind of which nobody was told, and that was there at that time; now somebody is."""
+        kinds = [kind for kind, since in self._untold.items() if since <= before]
+        for kind in kinds:
+            del self._untold[kind]
+        return [next(iter(self._groups[kind])) for kind in kinds]
 
     def __contains__(self, task: Task) -> bool:
         return task in self._groups.get(placement.restrictions(task), ())
@@ -130,9 +148,12 @@ class Stranded:
             yield from group.items()
 
     def candidates(self, worker: WorkerRecord) -> list[Task]:
-        """Those that ``worker`` may run."""
+        """Those that ``worker`` may run, or could if it had the pool of threads that they ask for."""
         return [
-            task for group in self._groups.values() if placement.allowed(next(iter(group)), worker) for task in group
+            task
+            for group in self._groups.values()
+            if placement.allowed(next(iter(group)), worker, pools=False)
+            for task in group
         ]
 
     def first(self) -> float | None:

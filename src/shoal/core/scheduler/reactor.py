@@ -35,6 +35,7 @@ from shoal.core.splitting import join
 from shoal.errors import ShoalError
 from shoal.ids import ClientId, SlotId, WorkerId
 from shoal.messages import (
+    CANCELLED,
     Answer,
     Bye,
     Call,
@@ -251,11 +252,14 @@ class SchedulerCore(Meeting):
             case Cancel():
                 for key in message.keys:
                     if (task := state.tasks.get(key)) is not None:
-                        state.cancel(client, task, message.force, message.reason or "cancelled by a client")
+                        state.cancel(client, task, message.force, message.reason or CANCELLED)
             case Retry():
                 for key in message.keys:
                     if (task := state.tasks.get(key)) is not None:
                         state.retry(task)
+                if message.wish:
+                    client.wish = message.wish
+                    self._on_want(client, message.keys)
             case DropFunctions():
                 state.drop_functions(client, message.fns)
             case Query():

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from shoal.core.scheduler import explain
+from shoal.core.scheduler import explain, placement
 from shoal.core.scheduler.assignment import Assignment
 from shoal.core.scheduler.roster import (
     WORKER,
@@ -319,6 +319,7 @@ class SchedulerState(Assignment):
         """``client`` wants ``task``: start it, or say how it stands."""
         if task.who_wants is None:
             task.who_wants = {}
+        again = client in task.who_wants
         task.who_wants[client] = None
         client.wants[task] = None
         if client.owed is not None:
@@ -332,6 +333,8 @@ class SchedulerState(Assignment):
             self.tell(client, KeysDone([Done(task.key, task.nbytes, task.type, None, task.peak)]))
         elif task.state is TaskState.ERRED:
             self.tell(client, self.bad_news(task))
+        elif again:
+            self.tell_keys(client, KeysRestarted, task.key)  # it may have been told otherwise, before this wish
 
     def unwant(self, client: ClientRecord, task: Task) -> None:
         """``client`` does not want ``task`` any more."""
@@ -460,6 +463,7 @@ class SchedulerState(Assignment):
         self.workers[worker.id] = self.by_slot[worker.slot] = self.by_name[worker.name] = worker
         worker.state = WORKER.advance(worker.state, WorkerEvent.REGISTER, worker.id)
         self.total_nthreads += worker.nthreads
+        self.pools.update(dict.fromkeys(worker.executors))
         self._takes_tasks(worker)
 
     def _takes_tasks(self, worker: WorkerRecord) -> None:
@@ -550,7 +554,10 @@ class SchedulerState(Assignment):
                     ready.sort()
                 for task in ready:
                     if task.n_waiting == 0 and task.state in (TaskState.WAITING, TaskState.NO_WORKER):
-                        self._place(task)
+                        if placement.lacks_pool(self, task):
+                            self.fail(task, TaskError(None, None, explain.no_pool(self, task)), task.key)
+                        else:
+                            self._place(task)
             if self.scarce.changed:
                 self._serve_lines()
             self._drain_queue()

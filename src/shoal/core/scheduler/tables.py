@@ -49,6 +49,8 @@ class Tables(Outbox):
         #: Workers that may run tasks with the same restrictions, and where the next comparison of some of them begins.
         self.able: dict[Any, list[WorkerRecord]] = {}
         self.rotation = 0
+        #: Names of the pools of threads that any worker has, or had: a worker that died may come back with its own.
+        self.pools: dict[str, None] = {}
         self.total_nthreads = 0
         #: Threads of the workers that take tasks now.
         self.running_nthreads = 0
