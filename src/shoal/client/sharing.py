@@ -26,19 +26,26 @@ class Packed:
     def __init__(self, payload: Any, futures: list[Future]) -> None:
         self.payload, self.futures = payload, futures
 
+    @property
+    def keys(self) -> list[str]:
+        """Of the futures, each once."""
+        return list(dict.fromkeys(future._record.key for future in self.futures))
+
 
 class Sharing(Questions):
     """Datasets, metadata, and how values are packed that stay with the scheduler."""
 
     # -------------------------------------------------------------------------------------------- values that stay
 
-    def _pack_kept(self, value: Any) -> tuple[Any, list[str]]:
-        """The payload of a value, and the keys of the futures inside of it."""
+    def _pack_kept(self, value: Any) -> Packed:
+        """A value as it is left, with the futures inside of it: to be held until the scheduler has it."""
         self._check_open()
         with serialize.collecting() as found:
             payload = serialize.dumps(value, "what is to be kept")
         checks.payload(serialize.payload_nbytes(payload), "what is to be kept", "scatter it, and keep the future")
-        return payload, list(dict.fromkeys(own(future, self) for future in found))
+        for future in found:
+            own(future, self)
+        return Packed(payload, list(found))
 
     async def _take_kept(self, what: str, name: str, undo: Any = None, **args: Any) -> list[Packed] | None:
         """Values that the scheduler gives out; their futures are wanted here before it lets go of them."""
@@ -108,11 +115,12 @@ class Sharing(Questions):
         if args:
             key_to_wire(name)
         many: dict[Any, Any] = {**({name: args[0]} if args else {}), **kwargs}
-        packed = [(one, key_to_wire(one), *self._pack_kept(value)) for one, value in many.items()]
+        packed = [(one, key_to_wire(one), self._pack_kept(value)) for one, value in many.items()]
 
         async def publish() -> None:
-            for one, wire, payload, keys in packed:
-                if not await self._meet("dataset-publish", wire, payload=payload, keys=keys, override=override):
+            for one, wire, kept in packed:
+                args = {"payload": kept.payload, "keys": kept.keys, "override": override}
+                if not await self._meet("dataset-publish", wire, **args):
                     raise KeyError(f"there is a dataset {one!r} already; give override=True to replace it")
 
         return self._sync(publish())

@@ -83,10 +83,11 @@ class Queue(Shared):
         SerializationError
             If it cannot be pickled.
         """
-        payload, keys = self.client._pack_kept(value)
+        kept = self.client._pack_kept(value)
 
         async def put() -> None:
-            told = await self._meet("queue-put", payload=payload, keys=keys, timeout=limit(timeout), most=self.maxsize)
+            args = {"timeout": limit(timeout), "most": self.maxsize}
+            told = await self._meet("queue-put", payload=kept.payload, keys=kept.keys, **args)
             if told is None:
                 raise TimeoutError(f"{self!r} had no room for {limit(timeout):g} s")
 
@@ -167,11 +168,11 @@ class Variable(Shared):
         TimeoutError
             If the scheduler does not answer within ``timeout``.
         """
-        payload, keys = self.client._pack_kept(value)
+        kept = self.client._pack_kept(value)
 
         async def put() -> None:
             async with asyncio.timeout(limit(timeout)):
-                await self._meet("variable-set", payload=payload, keys=keys)
+                await self._meet("variable-set", payload=kept.payload, keys=kept.keys)
 
         return self.client._sync(put())
 
