@@ -360,7 +360,7 @@ async def _take_and_give_back() -> list[str]:
             async with Lock("x"):
                 await asyncio.sleep(0.5)
                 assert await Lock("x").locked(), "it is said that it is held"
-            return list(client._connection.leases)
+            return list(client._connection.leases.held)
 
 
 def test_what_was_given_back_is_not_said_to_be_held() -> None:

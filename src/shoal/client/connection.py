@@ -13,6 +13,7 @@ from typing import Any, Final
 from shoal import config
 from shoal.checks import text
 from shoal.client.gate import Gate
+from shoal.client.leases import Leases
 from shoal.client.loop import check_running
 from shoal.core.client.future import FutureRecord, FutureStatus, Outcome
 from shoal.core.client.reactor import ClientCore
@@ -47,7 +48,6 @@ logger = logging.getLogger("shoal.client")
 FETCH_TIMEOUT = 60.0
 #: Bytes that are put on a worker in one message (a single larger value is put all the same).
 PUT_BYTES: Final = 64 << 20
-_NONE = object()
 #: Seconds between two looks whether the loop still runs, while a thread waits for a future.
 _LOOK: Final = 2.0
 _GOING_WELL = frozenset({FutureStatus.PENDING, FutureStatus.FINISHED})
@@ -85,9 +85,7 @@ class Connection:
         self._todo: deque[Event] = deque()
         self._woken = False
         self._answers: dict[int, asyncio.Future[Any]] = {}
-        #: Leases that are held here, and what will say so.
-        self.leases: dict[str, None] = {}
-        self._refreshing: asyncio.TimerHandle | None = None
+        self.leases = Leases(loop, lambda make: self._begin_request(make)[1], lambda: self.closed)
         self._rid = 0
         #: Where submissions wait while the scheduler takes nothing.
         self.gate = Gate(loop, config.owed_bytes(), self._owed, lambda: self.core.closed)
@@ -427,36 +425,6 @@ class Connection:
         if not self.closed:
             self.say(Took(rid))
 
-    # -------------------------------------------------------------------------------------------- leases
-
-    def hold(self, lease: str, seconds: float) -> None:
-        """Say every now and then that this lease is held, good for so many seconds at a time; in any thread."""
-        self.leases[lease] = None
-        self.loop.call_soon_threadsafe(self._refresh_later, seconds)
-
-    def _refresh_later(self, seconds: float) -> None:
-        if self._refreshing is None and self.leases and not self.closed:
-            self._refreshing = self.loop.call_later(seconds / 5, self._refresh, seconds)
-
-    def _refresh(self, seconds: float) -> None:
-        self._refreshing = None
-        if self.leases and not self.closed:
-            leases = list(self.leases)
-            _, told = self._begin_request(lambda rid: Meet(rid, "lease-refresh", "", {"leases": leases}))
-            told.add_done_callback(self._on_refreshed)
-            self._refresh_later(seconds)
-
-    def _on_refreshed(self, told: asyncio.Future[Any]) -> None:
-        """Those that are not held any more were taken back: this client was silent for too long."""
-        gone = [] if told.cancelled() or told.exception() is not None else told.result()
-        lost = [lease for lease in gone if self.leases.pop(lease, _NONE) is not _NONE]
-        if lost:
-            logger.warning(
-                "%d leases of locks that this client held were taken back: nothing was heard of it for too long "
-                "(distributed.scheduler.locks.lease-timeout)",
-                len(lost),
-            )
-
     async def ask(self, what: str, **args: Any) -> Any:
         """Ask the scheduler a question of ``core/scheduler/info.py``."""
         return await self.request(lambda rid: Query(rid, what, args))
@@ -590,8 +558,7 @@ class Connection:
         if self.core.closed:
             return
         self._drain()
-        if self._refreshing is not None:
-            self._refreshing.cancel()
+        self.leases.close()
         if self._link is not None:
             self._link.send(Bye(text(reason)))
             self._link.close(reason)

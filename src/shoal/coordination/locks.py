@@ -33,7 +33,7 @@ class _Leased(Shared, ABC):
         seconds = await self._meet(what, undo=give_back, timeout=timeout, lease=lease, **args)
         if seconds is None:
             return False
-        connection.hold(lease, seconds)
+        connection.leases.hold(lease, seconds)
         self._leases.append(lease)
         return True
 
@@ -41,7 +41,7 @@ class _Leased(Shared, ABC):
         if not self._leases:
             raise RuntimeError(f"{self!r} is not held by this object")
         lease = self._leases.popleft()
-        self.client._connection.leases.pop(lease, None)
+        self.client._connection.leases.held.pop(lease, None)
         return bool(await self._meet("lease-release", lease=lease))
 
     @abstractmethod
