@@ -242,6 +242,20 @@ class Answer(Message):
     error: str | None = None
 
 
+class Give(Message):
+    """Values for one who cannot reach this worker; to be answered with :class:`Given`."""
+
+    rid: int
+    keys: list[str]
+    max_bytes: int = 0
+
+
+class Carry(Give):
+    """A worker or a client cannot reach a holder: the scheduler is to bring these values of it."""
+
+    holder: str = ""
+
+
 class Bye(Message):
     """Said before a link is closed on purpose, so that it is not taken for a failure."""
 
@@ -477,6 +491,7 @@ class Shutdown(Message):
 
 FromClient = (
     RegisterClient
+    | Carry
     | Submit
     | FireAndForget
     | Want
@@ -673,6 +688,17 @@ class Missing(Message):
     unreachable: list[str]
 
 
+class Given(Message):
+    """The answer to :class:`Give`, and to :class:`Carry` of a worker; ``reason``: why there are no values."""
+
+    rid: int
+    items: dict[str, Any] = msgspec.field(default_factory=dict)
+    missing: list[str] = msgspec.field(default_factory=list)
+    errors: dict[str, str] = msgspec.field(default_factory=dict)
+    editions: dict[str, int] = msgspec.field(default_factory=dict)
+    reason: str = ""
+
+
 class NotCopied(Message):
     """A copy that was asked for with :class:`AcquireCopies` will not come; ``broken``: the value cannot travel."""
 
@@ -700,6 +726,8 @@ FromWorker = (
     | AddKeys
     | DataPut
     | Missing
+    | Carry
+    | Given
     | NotCopied
     | Leaving
     | AskRetirement
@@ -830,6 +858,8 @@ ToWorker = (
     | Unknown
     | Steal
     | Holders
+    | Give
+    | Given
     | DropFunctions
     | Call
     | ChangePlugin

@@ -13,7 +13,20 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from shoal.core.client.future import FutureRecord, FutureStatus
 from shoal.core.client.reactor import ClientCore
-from shoal.core.effects import CancelRun, CloseLink, Drop, Effect, Fetch, Run, Send, Settled, Signal, Spawn, Stop
+from shoal.core.effects import (
+    CancelRun,
+    CloseLink,
+    Drop,
+    Effect,
+    Fetch,
+    Run,
+    Send,
+    Settled,
+    Signal,
+    Spawn,
+    Stop,
+    TakeOver,
+)
 from shoal.core.events import (
     ChildExited,
     ChildFailed,
@@ -46,6 +59,7 @@ from shoal.messages import (
     AcquireCopies,
     AddKeys,
     Cancel,
+    Carry,
     Compute,
     ComputeTask,
     DataPut,
@@ -55,6 +69,7 @@ from shoal.messages import (
     Finished,
     Freed,
     FreeKeys,
+    Given,
     GivenBack,
     Heartbeat,
     Holders,
@@ -109,6 +124,7 @@ class WorkerMachine(RuleBasedStateMachine):
         self.outside_numbers: set[int] = set()
         self.cancelled: set[str] = set()
         self.fetches: dict[str, Fetch] = {}
+        self.rounds: list[Carry] = []
         self.asked: list[str] = []
         #: Messages that told of copies, and in which of them each copy was told of that the scheduler counts on.
         self.announced = 0
@@ -130,11 +146,17 @@ class WorkerMachine(RuleBasedStateMachine):
         elif isinstance(effect, Fetch):
             assert effect.peer not in self.fetches, "two transfers of one peer"
             self.fetches[effect.peer] = effect
+        elif isinstance(effect, TakeOver):
+            got = [(key, 8, "int") for key in effect.items]
+            self.tell(FetchDone(effect.peer, got, effect.missing, effect.errors, effect.editions))
         elif isinstance(effect, Send):
             self.hear(effect.message)
 
     def hear(self, message: Any) -> None:
-        if isinstance(message, Finished):
+        if isinstance(message, Carry):
+            assert message.holder not in self.fetches, "a peer is asked in two ways"
+            self.rounds.append(message)
+        elif isinstance(message, Finished):
             for item in message.items:
                 self.answered(item.key, item.attempt)
         elif isinstance(message, Failed | Rescheduled):
@@ -253,6 +275,18 @@ class WorkerMachine(RuleBasedStateMachine):
         failed = {key: "no" for key in fetch.keys if how[key] == "failed"}
         self.tell(FetchDone(peer, got, missing, failed, editions))
 
+    @precondition(lambda self: self.rounds)
+    @rule(data=st.data())
+    def by_way_of_the_scheduler(self, data: st.DataObject) -> None:
+        carry = self.rounds.pop()
+        if data.draw(st.booleans()):
+            self.tell(Received("", [Given(carry.rid, reason="no answer")]))
+            return
+        got = [key for key in carry.keys if data.draw(st.booleans())]
+        missing = [key for key in carry.keys if key not in got]
+        self.tell(Received("", [Given(carry.rid, dict.fromkeys(got, b""), missing, {}, {})]))
+        self.tell(Received("", [Given(carry.rid, dict.fromkeys(got, b""), missing, {}, {})]))  # and late
+
     @rule(key=keys)
     def put(self, key: str) -> None:
         self.tell(PutDone("c", [(key, 8, "int")]) if self.core.takes(key) else PutDone("c", [], [key]))
@@ -287,6 +321,9 @@ class WorkerMachine(RuleBasedStateMachine):
             elif self.fetches:
                 peer, fetch = self.fetches.popitem()
                 self.tell(FetchDone(peer, [(key, 8, "int") for key in fetch.keys], [], {}))
+            elif self.rounds:
+                carry = self.rounds.pop()
+                self.tell(Received("", [Given(carry.rid, dict.fromkeys(carry.keys, b""))]))
             elif self.asked:
                 self.tell(Received("", [Holders(self.asked.pop(), ["p"], {"p": ["tcp://p"]})]))
             elif self.assigned and self.core.deadline() is not None:

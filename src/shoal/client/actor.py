@@ -81,7 +81,7 @@ class Actor:
             return ActorCall(rid, self._key, name, payload)
 
         try:
-            answer = await client._connection.peers.request(self._worker, self._addresses, make)
+            answer = await client._connection.peers.request(self._worker, self._addresses, make, patient=True)
         except LinkError as error:
             raise LostActorError(f"the worker of actor {self._key!r} cannot be reached: {error}") from error
         if answer.error is not None:

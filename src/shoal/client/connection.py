@@ -15,16 +15,16 @@ from shoal.checks import text
 from shoal.client.gate import Gate
 from shoal.client.leases import Leases
 from shoal.client.loop import check_running
+from shoal.client.transfers import Transfers
 from shoal.core.client.future import FutureRecord, FutureStatus, Outcome
 from shoal.core.client.reactor import ClientCore
 from shoal.core.effects import Answered, Effect, EventLogged, Log, Registered, Send, Settled
 from shoal.core.events import Event, LinkLost, Received, Released, Said
-from shoal.errors import ClosedClientError, LinkError, SerializationError, TaskError, UsageError
+from shoal.errors import ClosedClientError, TaskError, UsageError
 from shoal.messages import (
     Bye,
     Cancel,
     Meet,
-    PutData,
     Query,
     RegisterClient,
     Retry,
@@ -40,14 +40,12 @@ from shoal.shell.driver import Driver
 from shoal.shell.link import Identity, Link
 from shoal.shell.network import dial_lasting
 from shoal.shell.peers import PeerPool
-from shoal.shell.serialize import check_plain, payload_nbytes
+from shoal.shell.serialize import check_plain
 
 logger = logging.getLogger("shoal.client")
 
 #: Seconds that a value which is said to be in memory is looked for.
 FETCH_TIMEOUT = 60.0
-#: Bytes that are put on a worker in one message (a single larger value is put all the same).
-PUT_BYTES: Final = 64 << 20
 #: Seconds between two looks whether the loop still runs, while a thread waits for a future.
 _LOOK: Final = 2.0
 _GOING_WELL = frozenset({FutureStatus.PENDING, FutureStatus.FINISHED})
@@ -87,6 +85,7 @@ class Connection:
         self._answers: dict[int, asyncio.Future[Any]] = {}
         self.leases = Leases(loop, lambda make: self._begin_request(make)[1], lambda: self.closed)
         self._rid = 0
+        self._transfers = Transfers(id, self.peers, self.request)
         #: Where submissions wait while the scheduler takes nothing.
         self.gate = Gate(loop, config.owed_bytes(), self._owed, lambda: self.core.closed)
 
@@ -430,21 +429,8 @@ class Connection:
         return await self.request(lambda rid: Query(rid, what, args))
 
     async def fetch(self, keys: list[str]) -> dict[str, Any]:
-        """Get payloads from the workers that hold them; those whose holder went away are not among them.
-
-        Raises
-        ------
-        SerializationError
-            If a worker cannot pickle a value.
-        """
-        plan: dict[str, tuple[list[str], list[str]]] = {}
-        for key, holders in (await self.ask("holders", keys=keys)).items():
-            if holders:
-                plan.setdefault(holders[0][0], (holders[0][1], []))[1].append(key)
-        values: dict[str, Any] = {}
-        for found in await asyncio.gather(*(self._fetch_from(peer, *plan[peer]) for peer in plan)):
-            values.update(found)
-        return values
+        """As :meth:`Transfers.fetch`."""
+        return await self._transfers.fetch(keys)
 
     async def outcomes(self, records: list[FutureRecord], to_the_end: bool = True) -> list[Outcome]:
         """Wait until all are done; return how each ended, with the payloads of those that succeeded.
@@ -489,69 +475,9 @@ class Connection:
             else:
                 await asyncio.sleep(0.05)
 
-    async def _fetch_from(self, peer: str, addresses: list[str], keys: list[str]) -> dict[str, Any]:
-        """Get payloads from one worker, which gives as many in one answer as are not too large together."""
-        found: dict[str, Any] = {}
-        left = keys
-        while left:
-            try:
-                answer = await self.peers.get(peer, addresses, left)
-            except LinkError as error:
-                logger.info("%s cannot be reached: %s", peer, error)
-                return found
-            for why in answer.errors.values():
-                raise SerializationError(why)
-            found.update(answer.items)
-            before, known = len(left), answer.items.keys() | set(answer.missing)
-            left = [key for key in left if key not in known]
-            if len(left) == before:
-                return found  # nothing of it can be had there now
-        return found
-
     async def put(self, payloads: dict[str, Any], workers: list[str] | None, broadcast: bool) -> None:
-        """Put values on workers, in turn or on all; what one cannot take that goes or is gone, another gets."""
-        left = payloads
-        while left:
-            targets = await self.ask("put_targets", workers=workers)
-            if not targets:
-                raise UsageError(f"no running worker to scatter to (workers={workers!r})")
-            shares: dict[str, dict[str, Any]] = {}
-            for number, (key, payload) in enumerate(left.items()):
-                for target in targets if broadcast else [targets[number % len(targets)]]:
-                    shares.setdefault(target[0], {})[key] = payload
-            addresses = {target[0]: target[1] for target in targets}
-            taken = await asyncio.gather(
-                *(self._put_on(peer, addresses[peer], items) for peer, items in shares.items())
-            )
-            there = set().union(*taken)
-            left = {key: payload for key, payload in left.items() if key not in there}
-            if left:
-                await asyncio.sleep(0.05)
-
-    async def _put_on(self, peer: str, addresses: list[str], items: dict[str, Any]) -> set[str]:
-        """Put values on one worker, not too much at a time; return what it took, and the scheduler knows of."""
-        taken: set[str] = set()
-        left = deque(items.items())
-        while left:
-            part: dict[str, Any] = {}
-            size = 0
-            while left and (not part or size + payload_nbytes(left[0][1]) <= PUT_BYTES):
-                key, part[key] = left.popleft()
-                size += payload_nbytes(part[key])
-            if not await self._put_part(peer, addresses, part):
-                return taken
-            taken |= part.keys()
-        return taken
-
-    async def _put_part(self, peer: str, addresses: list[str], items: dict[str, Any]) -> bool:
-        try:
-            answer = await self.peers.request(peer, addresses, lambda rid: PutData(rid, self.core.id, items))
-        except LinkError as error:
-            logger.info("%s takes no data: %s", peer, error)
-            return False
-        if answer.error is not None:
-            raise SerializationError(answer.error)
-        return bool(answer.value == "OK")
+        """As :meth:`Transfers.put`."""
+        await self._transfers.put(payloads, workers, broadcast)
 
     async def close(self, reason: str) -> None:
         """Say what is left to say, then goodbye."""

@@ -43,7 +43,9 @@ class rpc:
 
         async def call(**arguments: Any) -> Any:
             payload = serialize.dumps(arguments, f"an argument of {name}")
-            answer = await self._pool.request(self.address, [self.address], lambda rid: Order(rid, name, payload))
+            answer = await self._pool.request(
+                self.address, [self.address], lambda rid: Order(rid, name, payload), patient=True
+            )
             good, value = serialize.loads(answer.value)
             if not good:
                 raise serialize.load_error(SentError(*value))

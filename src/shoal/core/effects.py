@@ -68,6 +68,24 @@ class Fetch(Effect):
     max_bytes: int
 
 
+class HandOver(Effect):
+    """Send values to the scheduler (``Given``), for one who cannot reach this worker."""
+
+    rid: int
+    keys: list[str]
+    max_bytes: int
+
+
+class TakeOver(Effect):
+    """Keep values of a peer that came by way of the scheduler, as if it had been reached (``FetchDone``)."""
+
+    peer: str
+    items: dict[str, Any]
+    missing: list[str]
+    errors: dict[str, str]
+    editions: dict[str, int]
+
+
 class Drop(Effect):
     """Let go of values."""
 

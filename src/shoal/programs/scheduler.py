@@ -91,6 +91,7 @@ def settings() -> Settings:
             config.fraction(config.get(rebalance + "recipient-max", 0.6), rebalance + "recipient-max"),
             config.fraction(config.get(rebalance + "sender-recipient-gap", 0.1), rebalance + "sender-recipient-gap"),
         ),
+        patience=config.silence_timeout(),
         events_keep=config.seconds(config.get(d + "events-cleanup-delay", 3600.0), d + "events-cleanup-delay") or 0.0,
     )
 

@@ -11,10 +11,11 @@ from typing import Any, Final
 
 from shoal import config
 from shoal.checks import text
+from shoal.core.effects import HandOver
 from shoal.core.events import PutDone
 from shoal.core.worker.reactor import WorkerCore
 from shoal.errors import SerializationError
-from shoal.messages import ActorCall, Answer, Bye, Data, GetData, PutData, Returned
+from shoal.messages import ActorCall, Answer, Bye, Data, GetData, Given, PutData, Returned
 from shoal.shell import direct
 from shoal.shell.actors import Actors
 from shoal.shell.driver import Driver
@@ -48,6 +49,7 @@ class Serving(ABC):
     driver: Driver
     actors: Actors
     memory_manager: MemoryManager
+    _link: Link | None
 
     def __init__(self, memory_limit: int) -> None:
         name = "distributed.worker.memory.transfer"
@@ -113,8 +115,15 @@ class Serving(ABC):
             elif isinstance(message, Bye):
                 link.close()
 
+    def _hand_over(self, effect: HandOver) -> None:
+        """Give values to the scheduler, for one who cannot reach this worker."""
+        if self._link is not None:
+            self._serve(self._link, GetData(effect.rid, effect.keys, effect.max_bytes))
+
     def _has_room(self, link: Link) -> bool:
         """Whether its peer has taken enough of what it asked for to be given more."""
+        if link is self._link:
+            return True  # the scheduler asks for one after another
         if link.full:
             return False
         lent = [payload for (other, _), payloads in self._lent.items() if other is link for payload in payloads]
@@ -142,7 +151,10 @@ class Serving(ABC):
             self._give(link, self._read(link, message))
 
     def _give(self, link: Link, answer: Data) -> None:
-        link.send(answer)
+        if link is self._link:
+            link.send(Given(answer.rid, answer.items, answer.missing, answer.errors, answer.editions))
+        else:
+            link.send(answer)
         if sum(map(payload_nbytes, answer.items.values())) >= _LARGE:
             link.flush()
 

@@ -22,11 +22,13 @@ from shoal.core.effects import (
     Effect,
     Fetch,
     Functions,
+    HandOver,
     InstallPlugin,
     Notify,
     Run,
     Send,
     Stop,
+    TakeOver,
 )
 from shoal.core.events import (
     CallDone,
@@ -469,6 +471,11 @@ class WorkerProgram(Serving):
                     pool.cancel(effect.keys, effect.kill)
             case Fetch():
                 self._spawn(self._fetch(effect))
+            case HandOver():
+                self._hand_over(effect)
+            case TakeOver():
+                got = self._keep(effect.items)
+                self.driver.push(FetchDone(effect.peer, got, effect.missing, effect.errors, effect.editions))
             case CallUser():
                 self._spawn(self._call(effect))
             case InstallPlugin():

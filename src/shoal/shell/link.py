@@ -400,9 +400,9 @@ class Link(asyncio.BufferedProtocol):
         return self._transport
 
     def _watch(self) -> None:
-        """Have this connection looked at, if it is one over the network: others break when the process there ends."""
-        if isinstance(self._transport.get_extra_info("peername"), tuple):
-            self._judge.watch(self)
+        """Have this connection looked at, unless both ends are in this process."""
+        if self._transport.get_extra_info("socket") is not None:
+            self._judge.watch(self, isinstance(self._transport.get_extra_info("peername"), tuple))
 
     def beat(self) -> None:
         """Say that this end is there, unless bytes are on their way that say it as well."""

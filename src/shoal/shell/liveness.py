@@ -63,12 +63,12 @@ class Judge:
         self.timeout = timeout
         self._loop = loop
         self._clock = FairClock(timeout / LOOKS)
-        self._links: dict[Watched, Pulse] = {}
+        self._links: dict[Watched, tuple[Pulse, bool]] = {}
         self._timer: asyncio.TimerHandle | None = None
 
-    def watch(self, link: Watched) -> None:
-        """Look at ``link``, which is open, from now on."""
-        self._links[link] = Pulse(self.timeout, self._clock.look(monotonic()))
+    def watch(self, link: Watched, far: bool) -> None:
+        """Look at ``link``, which is open, from now on; one that is not ``far`` breaks when the process there ends."""
+        self._links[link] = Pulse(self.timeout, self._clock.look(monotonic())), far
         if self._timer is None:
             self._timer = self._loop.call_later(self._clock.period, self._look)
 
@@ -79,22 +79,17 @@ class Judge:
             self._timer.cancel()
             self._timer = None
 
-    def silence(self, link: Watched) -> float:
-        """Seconds for which nothing was heard on ``link``."""
-        pulse = self._links.get(link)
-        return 0.0 if pulse is None else pulse.silence(self._clock.time)
-
     def _look(self) -> None:
         self._timer = self._loop.call_later(self._clock.period, self._look)
         now = self._clock.look(monotonic())
-        for link, pulse in tuple(self._links.items()):
+        for link, (pulse, far) in tuple(self._links.items()):
             heard, said = link.heard, link.said
             link.heard = link.said = False
             verdict = pulse.look(now, heard, said)
             if verdict is Verdict.BEAT:
                 link.beat()
             elif verdict is Verdict.SILENT:
-                gone = pulse.judge(now, machine_silence(link.transport))
+                gone = far and pulse.judge(now, machine_silence(link.transport))
                 if not gone:
                     link.beat()  # whose acknowledgement tells of the machine
                 link.fell_silent(pulse.silence(now), gone)

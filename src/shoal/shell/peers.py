@@ -26,13 +26,17 @@ class PeerPool:
     def __init__(self, identity: Identity) -> None:
         self._identity = identity
         self._links: dict[str, asyncio.Task[Link]] = {}
-        self._waiting: dict[int, tuple[Link, asyncio.Future[Any]]] = {}
+        self._waiting: dict[int, tuple[Link, asyncio.Future[Any], bool]] = {}
         self._rid = 0
         #: Peers whose memory the kernel does not let us read.
         self._not_direct: set[str] = set()
 
-    async def request(self, peer: str, addresses: list[str], make: Callable[[int], Any]) -> Any:
+    async def request(self, peer: str, addresses: list[str], make: Callable[[int], Any], patient: bool = False) -> Any:
         """Send the message that ``make(rid)`` returns and wait for its answer.
+
+        Nothing is waited for from a machine that is gone; ``patient``: but for as long as it takes from a process that
+        says nothing on a machine that answers, as one that is stopped, or whose task holds the interpreter lock. Others
+        wait ``distributed.comm.timeouts.tcp`` for its next byte.
 
         Raises
         ------
@@ -43,7 +47,7 @@ class PeerPool:
         self._rid += 1
         rid = self._rid
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self._waiting[rid] = (link, future)
+        self._waiting[rid] = (link, future, patient)
         try:
             link.send(make(rid))
             return await future
@@ -94,14 +98,19 @@ class PeerPool:
 
     async def _open(self, addresses: list[str]) -> Link:
         try:
-            return await dial(
-                addresses,
-                lambda: Link(self._identity, True, lambda link: None, self._on_messages, self._on_closed),
-                CONNECT_TIMEOUT,
-                self._identity,
-            )
+            return await dial(addresses, self._make_link, CONNECT_TIMEOUT, self._identity)
         except ConfigurationError as error:  # as where one worker speaks without encryption and another may not
             raise ConnectError(str(error)) from error
+
+    def _make_link(self) -> Link:
+        return Link(
+            self._identity,
+            True,
+            lambda link: None,
+            self._on_messages,
+            self._on_closed,
+            on_silent=self._on_silent,
+        )
 
     def _on_messages(self, link: Link, messages: list[Any]) -> None:
         for message in messages:
@@ -110,9 +119,18 @@ class PeerPool:
                 waiting[1].set_result(message)
 
     def _on_closed(self, link: Link, reason: str) -> None:
-        for other, future in tuple(self._waiting.values()):
+        for other, future, _ in tuple(self._waiting.values()):
             if other is link and not future.done():
                 future.set_exception(LinkClosedError(f"the peer's link closed: {reason}"))
+
+    def _on_silent(self, link: Link, reason: str) -> None:
+        """Nothing is heard of a process: what can be had elsewhere is not waited for."""
+        there = [(future, patient) for other, future, patient in self._waiting.values() if other is link]
+        for future, patient in there:
+            if not (patient or future.done()):
+                future.set_exception(LinkClosedError(f"the peer did not answer: {reason}"))
+        if there and not any(patient for _, patient in there):
+            link.close(reason)  # or it would keep what it lends
 
     def close(self) -> None:
         for task in self._links.values():

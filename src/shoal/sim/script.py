@@ -20,7 +20,7 @@ from typing import Any
 
 from shoal.core.client.future import FutureStatus
 from shoal.core.client.reactor import ClientCore
-from shoal.core.effects import CancelRun, CloseLink, Drop, Effect, Fetch, Log, Run, Send, Stop
+from shoal.core.effects import CancelRun, CloseLink, Drop, Effect, Fetch, HandOver, Log, Run, Send, Stop, TakeOver
 from shoal.core.events import (
     Due,
     Event,
@@ -49,6 +49,7 @@ from shoal.messages import (
     OUTBOUND,
     Answer,
     Cancel,
+    Given,
     Options,
     RegisterClient,
     RegisterNanny,
@@ -104,6 +105,9 @@ class Script:
         self.began: dict[str, int] = {}
         self._roles: dict[str, str] = {}
         self._dead: set[str] = set()
+        #: Pairs of workers that cannot reach each other, and workers to which nothing comes.
+        self._apart: set[frozenset[str]] = set()
+        self.stopped: set[str] = set()
         self._rid = 0
         self.enter("K")
         for name in workers:
@@ -219,7 +223,11 @@ class Script:
     def flow(self, *lines: str) -> None:
         """Let what waits arrive, on lines as ``"A>s"``, or on all until nothing waits any more."""
         for _ in range(_MOST_ROUNDS):
-            waiting = [pair for pair, line in self.lines.items() if line and (not lines or ">".join(pair) in lines)]
+            waiting = [
+                pair
+                for pair, line in self.lines.items()
+                if line and (not lines or ">".join(pair) in lines) and pair[1] not in self.stopped
+            ]
             if not waiting:
                 return
             for pair in waiting:
@@ -288,6 +296,15 @@ class Script:
             node.cancelled |= set(effect.keys)
         elif isinstance(effect, Fetch):
             node.fetches[effect.peer] = effect
+        elif isinstance(effect, HandOver):
+            items = {key: node.values[key] for key in effect.keys if key in node.values}
+            missing = [key for key in effect.keys if key not in items]
+            editions = {key: node.core.keys[key].edition for key in items}
+            self._say(name, Given(effect.rid, items, missing, {}, editions))
+        elif isinstance(effect, TakeOver):
+            node.values.update(effect.items)
+            got = [(key, 8, "bytes") for key in effect.items]
+            self._tell(name, FetchDone(effect.peer, got, effect.missing, effect.errors, effect.editions))
         elif isinstance(effect, Drop):
             for key in effect.keys:
                 node.values.pop(key, None)
@@ -345,7 +362,7 @@ class Script:
         node = self.workers[worker]
         fetch = node.fetches.pop(peer)
         source = self.workers.get(peer)
-        if source is None:
+        if source is None or frozenset((worker, peer)) in self._apart:
             self._tell(worker, FetchFailed(peer, fetch.keys, "no answer"))
             return
         bad = [key for key in broken.split() if key in fetch.keys]
@@ -362,6 +379,10 @@ class Script:
         """A transfer ends without an answer."""
         fetch = self.workers[worker].fetches.pop(peer)
         self._tell(worker, FetchFailed(peer, fetch.keys, "no answer"))
+
+    def parts(self, *pair: str) -> None:
+        """Two workers cannot reach each other any more; both reach the scheduler."""
+        self._apart.add(frozenset(pair))
 
     def forgets(self, worker: str, key: str) -> None:
         """A worker loses a value, and does not know."""

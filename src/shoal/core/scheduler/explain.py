@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from shoal.core.amounts import amount_of
-from shoal.core.scheduler.placement import allowed
+from shoal.core.scheduler.placement import allowed, is_cut_off
 from shoal.core.scheduler.scarce import Shape
 from shoal.core.scheduler.tables import Tables
 from shoal.core.scheduler.task import Task, TaskState
@@ -69,7 +69,7 @@ def _one(state: Tables, task: Task, now: float) -> str:
             cause = "" if task.origin == task.key else f" its input {task.origin!r} failed:"
             return f"{task.key!r} failed:{cause} {text}"
         case TaskState.PROCESSING:
-            return _processing(task, since)
+            return _processing(task, since) + _cut_off(state, task, now)
         case TaskState.QUEUED if task.shape is not None:
             return f"{task.key!r} waits, {since}: {_in_line(task, task.shape)}."
         case TaskState.QUEUED:
@@ -87,6 +87,24 @@ def _one(state: Tables, task: Task, now: float) -> str:
             return f"{task.key!r} waits, {since}, for {len(missing)} of {len(task.deps)} inputs: {named}{more}."
         case _:
             return f"{task.key!r} is wanted by nobody, {since}; it is known because others were made of it."
+
+
+def _cut_off(state: Tables, task: Task, now: float) -> str:
+    """Which inputs the worker of ``task`` cannot fetch from those that hold them, and what is done about it."""
+    worker, told = task.worker, []
+    assert worker is not None
+    for dep in task.deps if state.cuts else ():
+        if dep.state is not TaskState.MEMORY or worker in (dep.who_has or ()) or not is_cut_off(state, worker, dep):
+            continue
+        for holder in dep.who_has or ():
+            cut = state.cuts.between(worker.id, holder.id, now)
+            if cut is not None:
+                told.append(
+                    f" Its input {dep.key!r} is on {holder.name}, which {worker.name} could not reach "
+                    f"{cut.times} times in {now - cut.since:.0f} s, the last time {now - cut.last:.0f} s ago: it "
+                    "comes by way of the scheduler; if that fails, from other holders, and then it is computed again."
+                )
+    return "".join(told[:_NAMED])
 
 
 def _processing(task: Task, since: str) -> str:

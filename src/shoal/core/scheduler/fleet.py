@@ -9,6 +9,7 @@ from typing import Any, assert_never
 from shoal.core.effects import ERROR, INFO, WARNING, Answered, CloseLink, Effect, Log, Notify, Send
 from shoal.core.scheduler import explain
 from shoal.core.scheduler.calls import PendingCalls
+from shoal.core.scheduler.carrying import Carrying
 from shoal.core.scheduler.copying import Copying
 from shoal.core.scheduler.roster import WorkerRecord
 from shoal.core.scheduler.settings import Settings
@@ -23,11 +24,13 @@ from shoal.messages import (
     Answer,
     AskRetirement,
     Bye,
+    Carry,
     DataPut,
     Failed,
     Finished,
     Freed,
     FromWorker,
+    Given,
     GivenBack,
     Heartbeat,
     Holders,
@@ -67,6 +70,9 @@ class Fleet(ABC):
         self.balancer = Balancer(self.state)
         self.copying = Copying(self.state, self.settings.move_timeout)
         self.calls = PendingCalls()
+        #: A holder that is stopped is given up by ``worker_ttl`` before its copies are by ``UNREACHABLE_LIMIT``.
+        patience = max(self.settings.patience, (self.settings.worker_ttl or 0.0) / UNREACHABLE_LIMIT)
+        self.carrying = Carrying(self.state, self._say, patience)
         told = self.settings
         #: Takes workers and returns those that may go when the cluster shrinks, where a plugin has a say.
         self.downscaling: Callable[[list[WorkerRecord]], list[WorkerRecord]] | None = None
@@ -163,6 +169,10 @@ class Fleet(ABC):
                 worker.announced += 1
                 self._on_data_put(worker, message)
                 self._say(peer, PutNoted(message.number))  # also where it is let go of in this turn
+            case Carry():
+                self.carrying.ask(peer, message)
+            case Given():
+                self.carrying.given(peer, message)
             case NotCopied():
                 self.copying.refused(worker, message)
             case Leaving():
@@ -370,6 +380,7 @@ class Fleet(ABC):
             del self._unreachable[pair]
         level = INFO if expected else WARNING
         self._log(level, f"worker {worker.name} ({worker.address}) left: {reason}")
+        self.carrying.lost(worker.id)
         self._answer_calls(self.calls.peer_lost(worker.id, f"worker {worker.name} left: {reason}"))
         if worker.id not in self.retired:
             self._effects.append(CloseLink(worker.id, reason))

@@ -29,6 +29,15 @@ ROOTISH_BYTES: Final = 50_000
 TRANSFER_LATENCY: Final = 0.001
 
 
+#: Seconds that an input costs at least which has to come by way of the scheduler.
+ROUND_LATENCY: Final = 0.5
+
+
+def is_cut_off(state: Tables, worker: WorkerRecord, task: Task) -> bool:
+    """Whether ``worker`` can reach none of those that hold ``task``."""
+    return all(state.cuts.between(worker.id, holder.id, state.now) for holder in task.who_has or ())
+
+
 def is_restricted(task: Task) -> bool:
     """Whether not every worker may run ``task``."""
     options = task.options
@@ -165,11 +174,14 @@ def soonest(state: Tables, task: Task, candidates: Iterable[WorkerRecord]) -> Wo
     """The one of some workers where ``task`` would start soonest."""
     best: WorkerRecord | None = None
     best_cost: tuple[float, int, str] = (0.0, 0, "")
+    cuts = state.cuts or None
     for worker in candidates:
         wait = worker.occupancy / worker.nthreads
         for dep in task.deps:
             if worker not in (dep.who_has or ()):
                 wait += TRANSFER_LATENCY + max(dep.nbytes, 0) / state.bandwidth
+                if cuts is not None and is_cut_off(state, worker, dep):
+                    wait += ROUND_LATENCY + max(dep.nbytes, 0) / state.bandwidth
         cost = (wait, worker.nbytes, worker.id)
         if best is None or cost < best_cost:
             best, best_cost = worker, cost

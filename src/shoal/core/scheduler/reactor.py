@@ -40,6 +40,7 @@ from shoal.messages import (
     Bye,
     Call,
     Cancel,
+    Carry,
     ClientRegistered,
     Close,
     DropFunctions,
@@ -126,6 +127,7 @@ class SchedulerCore(Meeting):
         self._check_idle(now)
         state.settle()
         self._step_copies(now)
+        self.carrying.step(now)
         self._step_meetings(now)
         state.settle()
         self.owing.step()
@@ -146,11 +148,16 @@ class SchedulerCore(Meeting):
         due = [restart.deadline for restart in self.restarts]
         due += [at for at in (self._ttl_check, self._strand_check(), self.balancer.deadline()) if at is not None]
         due += [
-            at for at in (self._copies_due(self.state.now), self._idle_check, self._meetings_due()) if at is not None
+            at
+            for at in (
+                self.carrying.deadline(),
+                self._copies_due(self.state.now),
+                self._idle_check,
+                self._meetings_due(),
+                self.owing.due(self.state.now),
+            )
+            if at is not None
         ]
-        telling = self.owing.due(self.state.now)
-        if telling is not None:
-            due.append(telling)
         return min(due, default=None)
 
     def _check_idle(self, now: float) -> None:
@@ -262,6 +269,8 @@ class SchedulerCore(Meeting):
                     self._on_want(client, message.keys)
             case DropFunctions():
                 state.drop_functions(client, message.fns)
+            case Carry():
+                self.carrying.ask(peer, message)
             case Query():
                 self._on_query(client, message)
             case RunFunction():
@@ -382,6 +391,7 @@ class SchedulerCore(Meeting):
         client.out.clear()
         self.owing.lost(client.id)
         self.calls.client_lost(client.id)
+        self.carrying.lost(client.id)
         self.topics.client_lost(client.id)
         self._meeting_lost(client.id)
         self.topics.log(["all", client.id], {"action": "remove-client", "client": client.id})

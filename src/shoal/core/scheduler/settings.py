@@ -10,7 +10,7 @@ class Settings:
         "allowed_failures", "amm_interval", "amm_running", "backlog", "bandwidth", "durations", "epoch",
         "events_keep", "events_length", "fill", "heartbeat_interval", "idle_timeout", "lease_check", "lease_timeout",
         "move_timeout",
-        "no_workers_timeout", "paused_timeout", "rebalance", "saturation", "story_length", "stream_length",
+        "no_workers_timeout", "patience", "paused_timeout", "rebalance", "saturation", "story_length", "stream_length",
         "unknown_duration", "validate", "worker_ttl",
     )  # fmt: skip
 
@@ -40,6 +40,7 @@ class Settings:
         paused_timeout: float | None = None,
         lease_timeout: float = 30.0,
         lease_check: float = 10.0,
+        patience: float = 30.0,
     ) -> None:
         self.allowed_failures = allowed_failures
         self.saturation = saturation
@@ -66,6 +67,8 @@ class Settings:
         self.rebalance = rebalance
         #: Seconds without work after which the cluster closes.
         self.idle_timeout = idle_timeout
+        #: Seconds for which a worker that is asked for a value may bring nothing.
+        self.patience = patience
         #: Seconds for which a worker may take no tasks before it is replaced.
         self.paused_timeout = paused_timeout
         #: Seconds without a word of its client after which a lease is taken back, and between two looks at that.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from typing import Any, Final
 
+from shoal.core.scheduler.cuts import Cuts
 from shoal.core.scheduler.outbox import Outbox
 from shoal.core.scheduler.queues import OpenWorkers, Stranded, TaskQueue
 from shoal.core.scheduler.roster import (
@@ -51,6 +52,8 @@ class Tables(Outbox):
         self.rotation = 0
         #: Names of the pools of threads that any worker has, or had: a worker that died may come back with its own.
         self.pools: dict[str, None] = {}
+        #: Who cannot reach whom.
+        self.cuts = Cuts()
         self.total_nthreads = 0
         #: Threads of the workers that take tasks now.
         self.running_nthreads = 0

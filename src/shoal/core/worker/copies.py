@@ -11,14 +11,25 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Any, Final
 
-from shoal.core.effects import Drop, Effect
+from shoal.core.effects import Drop, Effect, TakeOver
 from shoal.core.events import FetchDone, FetchFailed, Outcome, PutDone
 from shoal.core.worker.attempt import ATTEMPT, PENDING, AttemptEvent, AttemptState
 from shoal.core.worker.fetching import Fetcher
 from shoal.core.worker.key import Goal, KeyRecord
 from shoal.core.worker.replica import REPLICA, ReplicaEvent, ReplicaState
 from shoal.core.worker.slots import Slots
-from shoal.messages import AcquireCopies, AddKeys, DataPut, Failed, KeyInfo, Missing, NotCopied, TaskError
+from shoal.messages import (
+    AcquireCopies,
+    AddKeys,
+    Carry,
+    DataPut,
+    Failed,
+    Given,
+    KeyInfo,
+    Missing,
+    NotCopied,
+    TaskError,
+)
 
 #: Seconds after which the scheduler is asked again for holders of a missing key.
 ASK_AGAIN = 1.0
@@ -196,7 +207,21 @@ class Copies(ABC):
         for fetch, records in self.fetcher.plan(now):
             for record in records:
                 self._replica(record, ReplicaEvent.DEPART)
-            self._effects.append(fetch)
+            if self.fetcher.is_round(fetch.peer, now):
+                rid = self.fetcher.begin_round(fetch.peer)
+                self._out.append(Carry(rid, fetch.keys, fetch.max_bytes, fetch.peer))
+            else:
+                self._effects.append(fetch)
+
+    def _on_carried(self, message: Given) -> None:
+        """What a peer has that cannot be reached came by way of the scheduler, or will not."""
+        peer = self.fetcher.came_round(message.rid)
+        if peer is None:
+            return
+        if message.reason:
+            self._on_fetch_failed(FetchFailed(peer, [], message.reason))
+        else:
+            self._effects.append(TakeOver(peer, message.items, message.missing, message.errors, message.editions))
 
     def _on_fetch_done(self, event: FetchDone) -> None:
         self.stimulus = f"fetched:{event.peer}"
@@ -234,9 +259,9 @@ class Copies(ABC):
 
     def _on_fetch_failed(self, event: FetchFailed) -> None:
         self.stimulus = f"unreachable:{event.peer}"
-        self.fetcher.unreachable(event.peer, self.now)
+        nowhere = self.fetcher.failed(event.peer, self.now)
         for record in self.fetcher.ended(event.peer).values():
-            self._fall_through(record, event.peer, absent=False, unreachable=True)
+            self._fall_through(record, event.peer, absent=False, unreachable=nowhere)
 
     def _fall_through(self, record: KeyRecord, peer: str, absent: bool, unreachable: bool) -> None:
         """A transfer ended without this key."""

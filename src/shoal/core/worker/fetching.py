@@ -1,8 +1,9 @@
 """Which copies to ask which peer for.
 
 At most one transfer for each peer at a time, a limit on transfers over all, and several keys in one request up to a
-byte limit. A peer that could not be reached is left alone for a growing while. The heaps of wanted keys are lazy: an
-entry whose key has been got elsewhere is dropped when it surfaces.
+byte limit. What a peer has that cannot be reached is asked for by way of the scheduler, and the peer itself tried
+again after a growing while; where the scheduler cannot have it either, the peer is left alone for a while. The heaps
+of wanted keys are lazy: an entry whose key has been got elsewhere is dropped when it surfaces.
 """
 
 from __future__ import annotations
@@ -22,6 +23,10 @@ TRANSFERS: Final = 50
 BYTES_IN_FLIGHT: Final = 500_000_000
 #: Seconds that an unreachable peer is left alone, doubled each time.
 BACKOFF_FIRST, BACKOFF_MOST = 0.05, 2.0
+#: Seconds for which what a peer has that could not be reached comes by way of the scheduler, doubled each time.
+ROUND_FIRST, ROUND_MOST = 10.0, 300.0
+#: Peers of which that is remembered.
+ROUND_PEERS: Final = 1000
 
 
 def hosts_of(addresses: Iterable[str]) -> frozenset[str]:
@@ -37,8 +42,21 @@ class Fetcher:
     """The plan of transfers."""
 
     __slots__ = (
-        "_backoff", "_bytes", "_far", "_idle", "_seq", "_wants", "bytes_in_flight", "hosts", "in_flight",
-        "message_bytes", "most_in_flight", "peers",
+        "_backoff",
+        "_bytes",
+        "_far",
+        "_idle",
+        "_rid",
+        "_round",
+        "_rounds",
+        "_seq",
+        "_wants",
+        "bytes_in_flight",
+        "hosts",
+        "in_flight",
+        "message_bytes",
+        "most_in_flight",
+        "peers",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -58,6 +76,10 @@ class Fetcher:
         #: When an unreachable peer may be tried again, and the pause after that.
         self._backoff: dict[str, tuple[float, float]] = {}
         self._seq = 0
+        #: Until when a peer is asked by way of the scheduler, and the time after that; and such requests, by peer.
+        self._round: dict[str, tuple[float, float]] = {}
+        self._rounds: dict[str, int] = {}
+        self._rid = 0
 
     def limit(self, nbytes: int) -> None:
         """Have no more than ``nbytes`` on the way at the same time, but for single values that are larger."""
@@ -74,7 +96,7 @@ class Fetcher:
 
     def plan(self, now: float) -> Iterator[tuple[Fetch, list[KeyRecord]]]:
         """Yield transfers to begin; the caller advances the records of one before it asks for the next."""
-        for peer in sorted(self._idle, key=self._is_far) if len(self._idle) > 1 else tuple(self._idle):
+        for peer in sorted(self._idle, key=self._nearness) if len(self._idle) > 1 else tuple(self._idle):
             if len(self.in_flight) >= TRANSFERS or self.bytes_in_flight >= self.most_in_flight:
                 break
             pause = self._backoff.get(peer)
@@ -90,6 +112,24 @@ class Fetcher:
             self.bytes_in_flight += size
             keys = [record.key for record in records]
             yield Fetch(peer, self.peers.get(peer, []), keys, self.message_bytes), records
+
+    def _nearness(self, peer: str) -> tuple[bool, bool]:
+        return peer in self._round, self._is_far(peer)
+
+    def is_round(self, peer: str, now: float) -> bool:
+        """Whether ``peer`` is to be asked by way of the scheduler now."""
+        found = self._round.get(peer)
+        return found is not None and now < found[0]
+
+    def begin_round(self, peer: str) -> int:
+        """``peer`` is asked by way of the scheduler; return the number of that request."""
+        self._rid += 1
+        self._rounds[peer] = self._rid
+        return self._rid
+
+    def came_round(self, rid: int) -> str | None:
+        """Return which peer was asked so by way of the scheduler; None if nobody waits for the answer."""
+        return next((peer for peer, other in self._rounds.items() if other == rid), None)
 
     def _is_far(self, peer: str) -> bool:
         """Whether ``peer`` is on another host."""
@@ -117,13 +157,28 @@ class Fetcher:
     def ended(self, peer: str) -> dict[str, KeyRecord]:
         """The transfer from ``peer`` ended; return what was under way."""
         records = self.in_flight.pop(peer, {})
+        self._rounds.pop(peer, None)
         self.bytes_in_flight -= self._bytes.pop(peer, 0)
         if self._wants.get(peer):
             self._idle[peer] = None
         return records
 
     def reached(self, peer: str) -> None:
+        """``peer`` answered, itself or by way of the scheduler; to be called before :meth:`ended`."""
         self._backoff.pop(peer, None)
+        if peer not in self._rounds:
+            self._round.pop(peer, None)
+
+    def failed(self, peer: str, now: float) -> bool:
+        """``peer`` did not answer; return whether no way is left. To be called before :meth:`ended`."""
+        if peer in self._rounds:
+            self.unreachable(peer, now)
+            return True
+        pause = self._round.get(peer, (0.0, ROUND_FIRST))[1]
+        if len(self._round) >= ROUND_PEERS:
+            del self._round[next(iter(self._round))]
+        self._round[peer] = (now + pause, min(2 * pause, ROUND_MOST))
+        return False
 
     def unreachable(self, peer: str, now: float) -> None:
         """Leave ``peer`` alone for a while."""

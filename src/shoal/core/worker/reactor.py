@@ -11,7 +11,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import assert_never
 
-from shoal.core.effects import Answered, CallUser, CancelRun, Effect, Functions, InstallPlugin, Notify, Run, Send, Stop
+from shoal.core.effects import (
+    Answered,
+    CallUser,
+    CancelRun,
+    Effect,
+    Functions,
+    HandOver,
+    InstallPlugin,
+    Notify,
+    Run,
+    Send,
+    Stop,
+)
 from shoal.core.events import (
     CallDone,
     Due,
@@ -48,6 +60,8 @@ from shoal.messages import (
     Finished,
     Freed,
     FreeKeys,
+    Give,
+    Given,
     GivenBack,
     Holders,
     Leave,
@@ -188,6 +202,10 @@ class WorkerCore(Copies):
                 record = self.keys.get(message.key)
                 if record is not None:
                     self._on_holders(record, message.holders)
+            case Give():
+                self._effects.append(HandOver(message.rid, message.keys, message.max_bytes))
+            case Given():
+                self._on_carried(message)
             case DropFunctions():
                 self._effects.append(Functions(dict.fromkeys(message.fns)))
             case Call():
