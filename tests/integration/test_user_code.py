@@ -2,16 +2,32 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import ctypes
 import os
 import sys
 import threading
+import time
 from typing import Any
 
 import pytest
 
-from shoal import Client, LocalCluster, SchedulerPlugin, WorkerPlugin, get_worker, wait
-from shoal.errors import TaskThreadError
+from shoal import (
+    Adaptive,
+    Client,
+    LocalCluster,
+    Scheduler,
+    SchedulerPlugin,
+    SpecCluster,
+    Worker,
+    WorkerPlugin,
+    get_worker,
+    wait,
+)  # fmt: skip
+from shoal.deploy.spec import ProcessInterface
+from shoal.errors import StartError, TaskThreadError
+from shoal.shell import doors
 from tests.integration import hostile
 from tests.integration.helpers import until
 from tests.integration.hostile import DEEDS, METHODS
@@ -84,7 +100,8 @@ def test_a_thread_that_is_ended_is_replaced_and_told_of() -> None:
         client.subscribe_topic("all", lambda event: events.append(event[1]))
         pid = client.submit(_pid).result(10)
         client.submit(_end_threads, "async").result(10)
-        assert client.gather(client.map(abs, range(50))) == list(range(50))
+        # It hears of it when it is woken for the next task.
+        client.gather(client.map(time.sleep, [0.05] * 8, pure=False))
         until(lambda: any(told.get("action") == "incident" for told in events))
         threads = client.run(_threads_of_pool)
         assert list(threads.values()) == [2]
@@ -212,3 +229,99 @@ class Unread:
 
     def __reduce__(self) -> Any:
         return hostile.deed, (self.deed,)
+
+
+def test_arguments_that_misbehave_are_the_callers_error(one: Client) -> None:
+    """When the key is made, hashed, compared or pickled: the call raises, and the client goes on."""
+    for method in (
+        "__dask_tokenize__",
+        "__hash__",
+        "__eq__",
+        "__bool__",
+        "__repr__",
+        "__reduce_ex__",
+        "__dask_graph__",
+    ):
+        for deed in DEEDS:
+            hostile_one = hostile.make(method, deed)
+            ends(lambda value=hostile_one: one.submit(bool, value).cancel())
+            ends(lambda value=hostile_one: one.scatter(value))
+            ends(lambda value=hostile_one: one.map(bool, [value]))
+    assert one.submit(abs, -3).result(10) == 3
+
+
+def test_no_metric_or_preload_costs_a_worker() -> None:
+    """A metric that fails is None in the heartbeat; a preload fails the start with its words."""
+
+    async def main() -> None:
+        async with Scheduler() as scheduler:
+            for deed in ("SystemExit", "CancelledError", "recursion"):
+                text = f"from tests.integration.hostile import DEEDS\ndask_setup = lambda worker: DEEDS[{deed!r}]()\n"
+                worker = Worker(scheduler.address, nthreads=1, preload=[text])
+                with pytest.raises(BaseException, match=r"preload|recursion"):
+                    await worker
+            metrics = {name: lambda worker, name=name: DEEDS[name]() for name in DEEDS if name != "KeyboardInterrupt"}
+            async with (
+                Worker(scheduler.address, nthreads=1, metrics=metrics, heartbeat_interval="20 ms") as worker,
+                Client(scheduler.address, asynchronous=True) as client,
+            ):
+                found = (await worker.get_metrics())["huge"]
+                assert found is None
+                await asyncio.sleep(0.2)
+                assert await client.submit(abs, -1) == 1
+
+    asyncio.run(main())
+
+
+class Job(ProcessInterface):
+    """It does its deed when it is started or ended."""
+
+    def __init__(self, scheduler: str, name: Any, when: str, deed: str) -> None:
+        super().__init__(scheduler, name)
+        self.when, self.deed = when, deed
+
+    async def start(self) -> None:
+        if self.when == "start":
+            DEEDS[self.deed]()
+        await super().start()
+
+    async def close(self) -> None:
+        if self.when == "close":
+            DEEDS[self.deed]()
+        await super().close()
+
+
+def test_a_manager_of_workers_may_do_anything(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its objects' ``start`` and ``close``, and the methods of an ``Adaptive`` of its own: the cluster closes."""
+    monkeypatch.setattr(doors.signal, "getsignal", lambda number: None)
+
+    async def main(when: str, deed: str) -> None:
+        spec = {"cls": Job, "options": {"when": when, "deed": deed}}
+        cluster = SpecCluster({0: spec, 1: spec}, worker=spec, asynchronous=True)
+        try:
+            with contextlib.suppress(
+                StartError, KeyError, MemoryError, RecursionError, RuntimeError, StopAsyncIteration
+            ):
+                await cluster
+                with contextlib.suppress(Exception):
+                    adaptive = cluster.adapt(minimum=0, maximum=2, interval="10 ms", Adaptive=Moody)
+                    adaptive.deed = deed
+                    await asyncio.sleep(0.05)
+                    assert adaptive._task is not None
+                    assert not adaptive._task.done()
+        finally:
+            await cluster.close()
+
+    for when in ("start", "close"):
+        for deed in ("Exception", "BaseException", "SystemExit", "KeyboardInterrupt", "StopIteration", "recursion"):
+            asyncio.run(asyncio.wait_for(main(when, deed), 20))
+
+
+class Moody(Adaptive):
+    """Its target does a deed."""
+
+    deed = "None"
+
+    async def target(self) -> int:
+        DEEDS[self.deed]()
+        return 0

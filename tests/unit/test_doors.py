@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 from typing import Any
 
 import pytest
 
+from shoal.core.scheduler.reactor import SchedulerCore
+from shoal.core.scheduler.settings import Settings
 from shoal.messages import TaskError
 from shoal.shell import doors, serialize
+from shoal.shell.profiler import Profiler
 from tests.integration.hostile import DEEDS, METHODS, Rude, make
 
 OF_ERRORS = (
@@ -177,3 +181,58 @@ def test_failures_without_end_are_logged_one_by_one_at_first_and_once_a_second_t
     now += 2
     doors.report("hook", ValueError("x"))
     assert "80 more" in caplog.records[-1].getMessage()
+
+
+def test_a_policy_may_do_and_suggest_anything() -> None:
+    """Of the memory manager: the scheduler goes on, and the other policies are run."""
+    for deed in DEEDS:
+        for policy in (_Policy(deed), _Suggests(deed)):
+            core = SchedulerCore("s", Settings())
+            ran: list[str] = []
+            core.amm.policies = {policy: None, _Notes(ran): None}
+            core.amm.run_once()
+            while core.amm.step(core.state.now):
+                pass
+            assert ran or deed == "GeneratorExit", deed
+
+
+class _Policy:
+    def __init__(self, deed: str) -> None:
+        self.deed = deed
+
+    def run(self) -> Any:
+        return DEEDS[self.deed]()
+
+
+class _Suggests(_Policy):
+    def run(self) -> Any:
+        yield "replicate", DEEDS["index"](), None
+        yield DEEDS[self.deed]()
+
+
+class _Notes:
+    def __init__(self, ran: list[str]) -> None:
+        self._ran = ran
+
+    def run(self) -> Any:
+        self._ran.append("")
+        return []
+
+
+def test_the_profiler_looks_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A module's loader raises when it is asked for its source."""
+    looked = threading.Event()
+    count = [0]
+
+    def running() -> dict[int, str]:
+        count[0] += 1
+        if count[0] == 1:
+            raise SystemExit(1)
+        looked.set()
+        return {}
+
+    profiler = Profiler(running, True, 0.001, 1.0)
+    profiler.begin(threading.get_ident())
+    assert looked.wait(10)
+    profiler.end(threading.get_ident())
+    profiler.close()

@@ -15,6 +15,7 @@ from shoal.errors import ClosedClientError
 from shoal.shell import doors, limits, standard
 from shoal.shell.areas import AREAS, KEEP
 from shoal.shell.loops import new_event_loop
+from shoal.shell.tasks import Every
 
 T = TypeVar("T")
 
@@ -40,7 +41,7 @@ class LoopThread:
 
     def _run(self) -> None:
         asyncio.set_event_loop(self.loop)
-        self._tidy()
+        self.loop.call_soon(self._begin_tidying)
         while True:
             try:
                 self.loop.run_forever()
@@ -48,9 +49,12 @@ class LoopThread:
             except BaseException as error:  # as SystemExit in a callback: others that live here go on
                 doors.report("callback", error, "what ran on the event loop of shoal's clients")
 
-    def _tidy(self) -> None:
+    def _begin_tidying(self) -> None:
+        Every(0.0, self._tidy, "tidying")
+
+    def _tidy(self) -> float:
         AREAS.trim()
-        self.loop.call_later(KEEP, self._tidy)
+        return KEEP
 
     @property
     def alive(self) -> bool:

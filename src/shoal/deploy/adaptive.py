@@ -13,7 +13,8 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 
 from shoal import config
-from shoal.errors import ShoalError, UsageError
+from shoal.errors import UsageError
+from shoal.shell import doors
 
 if TYPE_CHECKING:
     from shoal.deploy.cluster import Cluster
@@ -192,10 +193,13 @@ class Adaptive(AdaptiveCore):
         while not self.stopped:
             try:
                 await self.adapt()
-            except (ShoalError, TimeoutError, OSError) as error:
-                # A worker that dies on the way, or a scheduler that is busy, is no reason to stop for good.
-                self.log.append((datetime.now(UTC), {"status": "failed", "why": str(error)}))
-                logger.warning("adapting failed, and goes on: %s", error)
+            except BaseException as error:
+                if doors.is_for_us(error, awaiting=True):
+                    raise
+                # A worker that dies on the way, a scheduler that is busy, or a user's own method that fails is no
+                # reason to stop for good.
+                self.log.append((datetime.now(UTC), {"status": "failed", "why": doors.text_of(error)}))
+                doors.report("adaptive", error, "adapting (it goes on)")
             await asyncio.sleep(self.interval)
 
     def stop(self, reason: str = "unknown") -> None:

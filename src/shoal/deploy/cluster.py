@@ -17,6 +17,7 @@ from shoal.client.loop import get_loop_thread
 from shoal.deploy.adaptive import Adaptive
 from shoal.errors import UsageError
 from shoal.security import Security, secret_of
+from shoal.shell.tasks import Tasks
 
 if TYPE_CHECKING:
     from shoal.client.client import Client
@@ -78,7 +79,7 @@ class Cluster(ABC):
         self._client: Client | None = None
         self._adaptive: Adaptive | None = None
         self._lines: deque[tuple[datetime, str]] = deque(maxlen=config.log_length())
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._tasks = Tasks("the cluster")
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closing: asyncio.Task[None] | None = None
 
@@ -145,15 +146,7 @@ class Cluster(ABC):
         logger.log(level, "%s: %s", self.name, text)
 
     def _spawn(self, coroutine: Any) -> asyncio.Task[Any]:
-        task = asyncio.get_running_loop().create_task(coroutine)
-        self._tasks.add(task)
-        task.add_done_callback(self._done)
-        return task
-
-    def _done(self, task: asyncio.Task[Any]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and task.exception() is not None:
-            logger.error("%s: what it had begun failed", self.name, exc_info=task.exception())
+        return self._tasks.spawn(coroutine)
 
     # -------------------------------------------------------------------------------------------- threads and loops
 
@@ -362,10 +355,8 @@ class Cluster(ABC):
     async def _close_once(self) -> None:
         self.status = "closing"
         self._stop_adapting("the cluster closes")
-        for task in tuple(self._tasks):
-            task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks, timeout=_ENDING)
+        self._tasks.cancel()
+        await self._tasks.end(_ENDING)
         try:
             await self._shut()
         finally:

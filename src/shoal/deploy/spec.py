@@ -21,6 +21,7 @@ from shoal.deploy.cluster import Cluster
 from shoal.errors import StartError, UsageError
 from shoal.programs.servers import Scheduler, Server
 from shoal.security import Security
+from shoal.shell import doors
 
 #: Starts of one worker that may fail in a row before it is given up, and the pauses between (seconds).
 _TRIES = 5
@@ -197,7 +198,9 @@ class SpecCluster(Cluster):
                 try:
                     spec = self.worker_spec[name]
                     made[name] = self.workers[name] = self._make(spec, self._addresses[0], name=name)
-                except Exception as error:
+                except BaseException as error:
+                    if doors.is_for_us(error):
+                        raise
                     if first:
                         raise
                     self._has_failed(name, error)
@@ -229,8 +232,10 @@ class SpecCluster(Cluster):
             watcher.cancel()
         try:
             await worker.close()
-        except Exception as error:  # of a manager's own class: the others are ended all the same
-            self._note(f"worker {name} could not be ended: {error}", logging.WARNING)
+        except BaseException as error:  # of a manager's own class: the others are ended all the same
+            if doors.is_for_us(error, awaiting=True):
+                raise
+            self._note(f"worker {name} could not be ended: {doors.text_of(error)}", logging.WARNING)
 
     def _has_failed(self, name: Any, error: BaseException) -> None:
         """The start of a worker failed: it is tried again in a while, and given up in the end."""
@@ -502,7 +507,12 @@ class SpecCluster(Cluster):
 
 
 async def _awaited(worker: Any) -> Any:
-    return await worker
+    try:
+        return await worker
+    except BaseException as error:
+        if isinstance(error, Exception) or doors.is_for_us(error, awaiting=True):
+            raise
+        raise StartError(f"it raised {doors.text_of(error)}") from error  # or the loop would end
 
 
 async def _nothing() -> None:

@@ -15,6 +15,7 @@ from shoal.shell import doors, serialize
 from shoal.shell.addresses import Listening, listen_at_one
 from shoal.shell.link import Identity, Link
 from shoal.shell.network import Server
+from shoal.shell.tasks import Tasks
 
 if TYPE_CHECKING:
     from shoal.programs.nanny import NannyProgram
@@ -38,7 +39,7 @@ class Orders:
         self._identity = Identity("nanny", nanny.id, secret, {"client": FromCaller})
         self._servers: list[Server] = []
         self._links: set[Link] = set()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = Tasks("the nanny")
         self.address = "not running"
         self._calls: dict[str, Callable[..., Awaitable[Any]]] = {
             "instantiate": nanny.instantiate,
@@ -71,9 +72,7 @@ class Orders:
     def _on_messages(self, link: Link, messages: list[Any]) -> None:
         for message in messages:
             if isinstance(message, Order):
-                task = asyncio.get_running_loop().create_task(self._obey(link, message))
-                self._tasks.add(task)
-                task.add_done_callback(self._tasks.discard)
+                self._tasks.spawn(self._obey(link, message))
             else:
                 link.close()
 

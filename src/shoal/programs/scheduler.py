@@ -45,6 +45,7 @@ from shoal.shell.loops import in_thread
 from shoal.shell.network import Server, is_refused, listen
 from shoal.shell.scratch import Scratch
 from shoal.shell.serialize import event_of
+from shoal.shell.tasks import Tasks
 
 logger = logging.getLogger("shoal.scheduler")
 
@@ -142,7 +143,7 @@ class SchedulerProgram:
         self.logs.attach("shoal.scheduler", "shoal.link", "shoal.driver", "shoal.plugins")
         self._grace = config.resume_timeout()
         self._servers: list[Server] = []
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = Tasks("the scheduler")
         self._public = public if public is not None else self
         self._hooks = Plugins("scheduler", self._public)
         #: What plugins asked of workers and nannies, by number.
@@ -266,9 +267,7 @@ class SchedulerProgram:
                 self.finished.set()
 
     def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.get_running_loop().create_task(coroutine)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._tasks.spawn(coroutine)
 
     async def _call(self, effect: CallUser) -> None:
         payload = await call_user(effect.payload, dask_scheduler=self._public)

@@ -7,6 +7,8 @@ import itertools
 import logging
 from abc import ABC, abstractmethod
 from collections import deque
+from collections.abc import Callable
+from functools import partial
 from typing import Any, Final
 
 from shoal import config
@@ -16,7 +18,7 @@ from shoal.core.events import PutDone
 from shoal.core.worker.reactor import WorkerCore
 from shoal.errors import SerializationError
 from shoal.messages import ActorCall, Answer, Bye, Data, GetData, Given, PutData, Returned
-from shoal.shell import direct
+from shoal.shell import direct, serialize
 from shoal.shell.actors import Actors
 from shoal.shell.driver import Driver
 from shoal.shell.link import Link
@@ -67,7 +69,7 @@ class Serving(ABC):
         self._lines: dict[Link, deque[GetData]] = {}
 
     @abstractmethod
-    def _spawn(self, coroutine: Any) -> None:
+    def _spawn(self, coroutine: Any, otherwise: Callable[[BaseException], None] | None = None) -> None:
         """Run a coroutine on the loop."""
 
     @abstractmethod
@@ -111,7 +113,7 @@ class Serving(ABC):
             elif isinstance(message, PutData):
                 self._on_put(link, message)
             elif isinstance(message, ActorCall):
-                self._spawn(self._call_actor(link, message))
+                self._spawn(self._call_actor(link, message), partial(_no_answer, link, message.rid))
             elif isinstance(message, Bye):
                 link.close()
 
@@ -146,7 +148,7 @@ class Serving(ABC):
         message.max_bytes = message.max_bytes or ANSWER_BYTES
         spilled = [key for key in message.keys if self.store.is_on_disk(key)]
         if spilled:
-            self._spawn(self._read_files(link, message, spilled))
+            self._spawn(self._read_files(link, message, spilled), partial(_no_data, link, message))
         else:
             self._give(link, self._read(link, message))
 
@@ -240,3 +242,11 @@ class Serving(ABC):
             else:
                 answer.items[key] = payload
         return answer
+
+
+def _no_answer(link: Link, rid: int, error: BaseException) -> None:
+    link.send(Answer(rid, serialize.dumps((False, serialize.error_parts(error)))))
+
+
+def _no_data(link: Link, message: GetData, error: BaseException) -> None:
+    link.send(Data(message.rid, {}, list(message.keys), {}))

@@ -8,6 +8,7 @@ import logging
 import os
 import socket
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 from uuid import uuid4
@@ -84,6 +85,7 @@ from shoal.shell.scratch import Scratch
 from shoal.shell.serialize import check_plain, event_of
 from shoal.shell.spill import Disk
 from shoal.shell.store import ValueStore
+from shoal.shell.tasks import Every, Tasks
 
 logger = logging.getLogger("shoal.worker")
 
@@ -225,9 +227,9 @@ class WorkerProgram(Serving):
         self._link: Link | None = None
         self._servers: list[Server] = []
         self._inbound: set[Link] = set()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = Tasks(f"worker {self.name}")
         self._loop = loop
-        self._heartbeat: asyncio.TimerHandle | None = None
+        self._heartbeat: Every | None = None
 
     @property
     def address(self) -> str:
@@ -345,7 +347,9 @@ class WorkerProgram(Serving):
     def _on_messages(self, link: Link, messages: list[Any]) -> None:
         for number, message in enumerate(messages):
             if isinstance(message, WorkerRegistered):
-                self._beat(self._every or message.heartbeat_interval)
+                interval = self._every or message.heartbeat_interval
+                self._beat(interval)
+                self._heartbeat = Every(interval, partial(self._beat, interval), "the heartbeat")
                 if not message.plugins:
                     self._registered.set()
                     continue
@@ -408,15 +412,15 @@ class WorkerProgram(Serving):
         told = {"action": "incident", "worker": self.address, "name": self.name, "what": text}
         self._send(event_of(["all", self.address], told))
 
-    def _beat(self, interval: float) -> None:
+    def _beat(self, interval: float) -> float | None:
         if self._link is None or self._link.closed:
-            return
+            return None
         for pool in self._pools.values():
             pool.watch()
         if not self._link.full:  # it would be old by the time it is read
             self._link.send(Heartbeat(self.metrics()))
         AREAS.trim()
-        self._heartbeat = asyncio.get_running_loop().call_later(interval, self._beat, interval)
+        return interval
 
     def metrics(self) -> dict[str, Any]:
         """How this worker is, for the heartbeat."""
@@ -470,7 +474,7 @@ class WorkerProgram(Serving):
                 for pool in self._pools.values():
                     pool.cancel(effect.keys, effect.kill)
             case Fetch():
-                self._spawn(self._fetch(effect))
+                self._spawn(self._fetch(effect), lambda error: self._fetch_failed(effect, doors.text_of(error)))
             case HandOver():
                 self._hand_over(effect)
             case TakeOver():
@@ -498,19 +502,20 @@ class WorkerProgram(Serving):
         """The key that each thread is in, by the identity of the thread."""
         return {thread: key for pool in self._pools.values() for thread, key in pool.running().items()}
 
-    def _spawn(self, coroutine: Any) -> None:
-        task = asyncio.get_running_loop().create_task(coroutine)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+    def _spawn(self, coroutine: Any, otherwise: Callable[[BaseException], None] | None = None) -> None:
+        self._tasks.spawn(coroutine, otherwise)
 
     async def _call(self, effect: CallUser) -> None:
         self.driver.push(CallDone(effect.rid, effect.to, await call_user(effect.payload, dask_worker=self._public)))
+
+    def _fetch_failed(self, effect: Fetch, reason: str) -> None:
+        self.driver.push(FetchFailed(effect.peer, effect.keys, reason))
 
     async def _fetch(self, effect: Fetch) -> None:
         try:
             answer = await self._peers.get(effect.peer, effect.addresses, effect.keys, effect.max_bytes)
         except LinkError as error:
-            self.driver.push(FetchFailed(effect.peer, effect.keys, str(error)))
+            self._fetch_failed(effect, str(error))
             return
         got = self._keep(answer.items)
         self.driver.push(FetchDone(effect.peer, got, answer.missing, answer.errors, answer.editions))
@@ -524,6 +529,7 @@ class WorkerProgram(Serving):
         if self._link is not None and not self._link.closed:
             self._link.send(Bye(text(reason)))
             self._link.close(reason)
+        self._tasks.cancel()
         self.driver.close()
         for server in self._servers:
             server.close()

@@ -12,18 +12,16 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
-import os
 import signal
 import threading
 import traceback
 from collections import Counter
 from collections.abc import Callable
 from time import monotonic
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple
 
 from shoal.checks import text
-
-T = TypeVar("T")
+from shoal.shell import standard
 
 logger = logging.getLogger("shoal.doors")
 
@@ -215,11 +213,9 @@ def say(level: int, line: str) -> None:
     """Log a line, whatever handlers and filters users have installed."""
     try:
         logger.log(level, "%s", line)
-    except BaseException as error:
-        try:
-            os.write(2, f"{line}\n(it could not be logged: {named(error)})\n".encode(errors="backslashreplace"))
-        except OSError:
-            return  # nobody reads this process's own
+    except BaseException as error:  # of a logger that is not guarded
+        told = f"{line}\n(it could not be logged: {named(error)})\n"
+        standard.pass_on(told.encode(errors="backslashreplace"))
 
 
 _NAME: Final = type.__dict__["__name__"].__get__
@@ -229,6 +225,38 @@ _TRACEBACK: Final = BaseException.__dict__["__traceback__"].__get__
 def named(value: Any) -> str:
     """The name of a value's real type, as it can travel; no code of users runs."""
     return text(_NAME(type(value)), _MOST_NAME)
+
+
+class Guarded(logging.Logger):
+    """A logger whose caller goes on whatever handlers, filters and formatters that users have installed raise."""
+
+    def handle(self, record: logging.LogRecord) -> None:
+        try:
+            super().handle(record)
+        except BaseException as error:
+            if is_for_us(error):
+                raise
+            COUNTS["log"] += 1
+            line = f"{record.levelname} {record.name}: {record.msg} {record.args}\n(not logged: {text_of(error)})\n"
+            standard.pass_on(line.encode(errors="backslashreplace"))
+
+
+#: All loggers that shoal itself logs with.
+LOGGERS: Final = (
+    "shoal", "shoal.adaptive", "shoal.client", "shoal.cluster", "shoal.compat", "shoal.deploy", "shoal.doors",
+    "shoal.driver", "shoal.link", "shoal.nanny", "shoal.peers", "shoal.plugins", "shoal.scheduler", "shoal.scratch",
+    "shoal.worker", "shoal.worker.memory",
+)  # fmt: skip
+
+
+def _guard() -> None:
+    for name in LOGGERS:
+        found = logging.getLogger(name)
+        if type(found) is logging.Logger:  # else it is of a class that the user has chosen
+            found.__class__ = Guarded
+
+
+_guard()
 
 
 def text_of(error: BaseException) -> str:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 from collections.abc import Callable
 from typing import Any
 
 from shoal import config
 from shoal.errors import ConfigurationError
+from shoal.shell import doors
 
 
 def new_event_loop() -> asyncio.AbstractEventLoop:
@@ -26,11 +28,26 @@ def new_event_loop() -> asyncio.AbstractEventLoop:
         try:
             import uvloop
 
-            return uvloop.new_event_loop()
+            return _reporting(uvloop.new_event_loop())
         except ImportError as error:
             if kind == "uvloop":
                 raise ConfigurationError("distributed.admin.event-loop is uvloop, which is not installed") from error
-    return asyncio.new_event_loop()
+    return _reporting(asyncio.new_event_loop())
+
+
+def _reporting(loop: asyncio.AbstractEventLoop) -> asyncio.AbstractEventLoop:
+    """Have what nobody caught (in callbacks, protocols, tasks) counted, and logged as shoal's own failure."""
+    loop.set_exception_handler(_on_unhandled)
+    return loop
+
+
+def _on_unhandled(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    error = context.get("exception")
+    what = str(context.get("message") or "something on the event loop")
+    if error is None:
+        doors.say(logging.ERROR, what)
+    else:
+        doors.report("program", error, f"{what}: it")
 
 
 async def in_thread(function: Callable[..., Any], *args: Any) -> Any:
@@ -42,7 +59,7 @@ async def in_thread(function: Callable[..., Any], *args: Any) -> Any:
         try:
             value = function(*args)
         except BaseException as error:
-            loop.call_soon_threadsafe(done.set_exception, error)
+            loop.call_soon_threadsafe(done.set_exception, _carried(error))
         else:
             loop.call_soon_threadsafe(done.set_result, value)
 
@@ -53,6 +70,11 @@ async def in_thread(function: Callable[..., Any], *args: Any) -> Any:
     finally:
         if done.done():
             thread.join()  # it has nothing left to do
+
+
+def _carried(error: BaseException) -> BaseException:
+    """The error, or (a future holds no StopIteration) one that says it."""
+    return RuntimeError(doors.text_of(error)) if isinstance(error, StopIteration) else error
 
 
 async def first_of(timeout: float | None, *events: asyncio.Event) -> None:

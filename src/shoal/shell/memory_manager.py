@@ -20,6 +20,7 @@ from typing import Any, ClassVar
 from shoal import config
 from shoal.shell.areas import AREAS
 from shoal.shell.store import ValueStore
+from shoal.shell.tasks import Every, keep_running
 from shoal.shell.usage import resident_bytes
 
 logger = logging.getLogger("shoal.worker.memory")
@@ -63,7 +64,7 @@ class MemoryManager:
         self.failure = ""
         self._failed_at = 0.0
         self._loop = asyncio.get_running_loop()
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: Every | None = None
         self._closed = False
         self._wake = threading.Event()
         self._thread: threading.Thread | None = None
@@ -72,9 +73,8 @@ class MemoryManager:
         """Begin to watch, if there is a limit."""
         if self.memory_limit:
             if self.store.disk is not None and (self.target or self.spill):
-                self._thread = threading.Thread(target=self._work, name="shoal-spill", daemon=True)
-                self._thread.start()
-            self._sample()
+                self._thread = keep_running("shoal-spill", self._work, lambda: self._closed)
+            self._timer = Every(0.0, self._sample, "the look at this process's memory")
 
     def close(self) -> None:
         """Stop."""
@@ -114,11 +114,10 @@ class MemoryManager:
         """Whether results take more memory than they should."""
         return bool(self.target) and self.store.managed > self.target * self.memory_limit
 
-    def _sample(self) -> None:
+    def _sample(self) -> float:
         used = self._look()
         left = self.pause * self.memory_limit - used if self.pause else self.memory_limit
-        pause = min(self.interval, max(_SHORTEST, left / _GROWTH))
-        self._timer = self._loop.call_later(pause, self._sample)
+        return min(self.interval, max(_SHORTEST, left / _GROWTH))
 
     def _look(self, looked: threading.Event | None = None) -> int:
         """Do what the memory of the process asks for; return its bytes."""

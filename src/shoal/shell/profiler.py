@@ -18,6 +18,7 @@ from typing import Any, Final
 
 from shoal.ids import key_prefix
 from shoal.shell import doors
+from shoal.shell.tasks import keep_running
 from shoal.shell.usage import resident_bytes
 
 Tree = dict[str, Any]
@@ -128,8 +129,7 @@ class Profiler:
         self._seen[thread] = [self._held, 0]
         if not self._awake.is_set():
             if self._thread is None:
-                self._thread = threading.Thread(target=self._work, name="shoal-profiler", daemon=True)
-                self._thread.start()
+                self._thread = keep_running("shoal-profiler", self._work, lambda: self._closed)
             self._awake.set()
 
     def end(self, thread: int) -> int:

@@ -102,6 +102,42 @@ def keep_running(name: str, work: Callable[[], None], closed: Callable[[], bool]
     return thread
 
 
+class Every:
+    """Calls a function on the running loop again and again; one call that fails does not end the row.
+
+    Parameters
+    ----------
+    first
+        Seconds until the first call.
+    function
+        Returns the seconds until the next call, or None to end.
+    what
+        What it does, for the log.
+    """
+
+    def __init__(self, first: float, function: Callable[[], float | None], what: str) -> None:
+        self._function, self._what = function, what
+        self._pause = first
+        self._loop = asyncio.get_running_loop()
+        self._timer: asyncio.TimerHandle | None = self._loop.call_later(first, self._call)
+
+    def _call(self) -> None:
+        self._timer = None
+        try:
+            pause = self._function()
+        except BaseException as error:
+            doors.report("program", error, self._what)
+            pause = max(self._pause, _PAUSE)
+        if pause is not None:
+            self._pause = pause
+            self._timer = self._loop.call_later(pause, self._call)
+
+    def cancel(self) -> None:
+        """No more of it."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+
 async def limited(what: str, coroutine: Coroutine[Any, Any, Any], seconds: float) -> None:
     """Await a step of an end, for so long at the most; what it raises is logged, and the next step is taken."""
     try:
