@@ -204,10 +204,12 @@ def scheduler(
     **tls: Any,
 ) -> None:
     """Run a scheduler until SIGINT or SIGTERM. PRELOAD_ARGV are for the preloads."""
+    from shoal import config
     from shoal.programs.preparing import expect_imports
     from shoal.programs.servers import Scheduler
 
     expect_imports()  # of functions that users run here
+    config.hide_secret()
     options = {**_preloads(preload, preload_argv), "idle_timeout": idle_timeout}
     options |= {"interface": interface, "protocol": protocol}
     options["security"] = _security("scheduler", tls, _read_secret() if with_stdin else None)
@@ -288,6 +290,7 @@ def worker(
     from shoal.programs.joining import Worker
     from shoal.programs.nannies import Nanny
 
+    config.hide_secret()
     kind = Worker if worker_class is None else _load_class(worker_class)
     threads = nthreads or max(1, config.cpu_count() // nworkers)
     if scheduler_file is not None and address is not None:
@@ -375,6 +378,9 @@ def spec(arguments: tuple[str, ...], text: str | None, spec_file: Path | None, p
     """Run what a specification says; ARGUMENTS (as the scheduler's address) are handed to each class."""
     import yaml
 
+    from shoal import config
+
+    config.hide_secret()
     if (text is None) == (spec_file is None):
         raise click.UsageError("give --spec or --spec-file")
     try:

@@ -21,7 +21,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from shoal import checks, private
+from shoal import checks, hiding, private
 from shoal.errors import ConfigurationError
 
 SECRET_BYTES = 32
@@ -29,6 +29,8 @@ SECRET_BYTES = 32
 SHORTEST_SECRET = 16
 _MISSING: Any = object()
 _inherited: dict[str, Any] | None = None
+#: A secret that was taken out of the environment or the configuration, and where it was.
+_hidden: tuple[bytes, str] | None = None
 #: The content of ``shoal.yaml``. dask's own tree may lose it: what is first set there in a ``with`` block takes all
 #: that came into its section meanwhile away with it.
 _defaults: dict[str, Any] = {}
@@ -72,7 +74,7 @@ def export(overlay: dict[str, Any] | None = None) -> dict[str, Any]:
         tree["temporary-directory"] = dask.config.get("temporary-directory", None)
     else:
         tree = _inherited
-    exported: dict[str, Any] = json.loads(json.dumps(_merged(tree, overlay), default=str))
+    exported: dict[str, Any] = json.loads(json.dumps(hiding.without(_merged(tree, overlay)), default=str))
     return exported
 
 
@@ -465,10 +467,8 @@ def default_secret() -> bytes:
 
     Where there is no place for that file, it is one for this process and those that it starts, with a warning.
     """
-    if (text := os.environ.get("SHOAL_SECRET")) is not None:
-        return check_secret(text.encode(), "the environment variable SHOAL_SECRET")
-    if (text := get("shoal.security.secret")) is not None:
-        return check_secret(str(text).encode(), "the configuration key shoal.security.secret")
+    if (given := _given_secret()) is not None:
+        return check_secret(*given)
     if name := (os.environ.get("SHOAL_SECRET_FILE") or get("shoal.security.secret-file")):
         return read_secret(Path(str(name)).expanduser())
     try:
@@ -478,6 +478,29 @@ def default_secret() -> bytes:
     except OSError as error:
         return _passing_secret(error)
     return read_secret(path)
+
+
+def _given_secret() -> tuple[bytes, str] | None:
+    """What the environment or the configuration says it is, and where."""
+    if (text := os.environ.get("SHOAL_SECRET")) is not None:
+        return text.encode(), "the environment variable SHOAL_SECRET"
+    if _hidden is not None:
+        return _hidden
+    if (text := get("shoal.security.secret")) is not None:
+        return str(text).encode(), "the configuration key shoal.security.secret"
+    return None
+
+
+def hide_secret(secret: bytes | None = None) -> None:
+    """Keep the secret from code of users that runs in this process, and from all that it starts.
+
+    It is remembered here: ``secret``, or what the environment or the configuration says.
+    """
+    global _hidden
+    _hidden = (secret, "this process") if secret is not None else _given_secret()
+    hiding.strip_environment()
+    if "dask.config" in sys.modules:  # it may be about to be imported
+        hiding.strip_tree(sys.modules["dask.config"].config)
 
 
 @lru_cache(maxsize=1)
@@ -542,10 +565,11 @@ def effective_environment(extra: dict[str, Any], overlay: dict[str, Any] | None 
     merged.update({str(name): str(value) for name, value in extra.items() if value is not None})
     if merged.get("PYTHONHASHSEED", "0") in ("", "0", "random"):
         merged["PYTHONHASHSEED"] = "6640"
-    if overlay or "dask.config" in sys.modules:
+    hiding.strip_environment(merged)
+    if overlay or "dask.config" in sys.modules or "DASK_INTERNAL_INHERIT_CONFIG" in merged:
         import dask.config
 
-        tree = _merged(dask.config.config, overlay)
+        tree = hiding.without(_merged(dask.config.config, overlay))
         tree = {name: value for name, value in tree.items() if name not in ("scheduler", "shuffle")}
         merged["DASK_INTERNAL_INHERIT_CONFIG"] = dask.config.serialize(tree)
     return merged

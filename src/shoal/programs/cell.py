@@ -46,6 +46,7 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     id, name, address, scheduler, secret, tree, paths = receive(sock)
     config.inherit(tree)
+    config.hide_secret(secret)
     config.extend_import_path(paths)
     expect_tasks()
     current.enter(Home(CellWorker(id, name, address), scheduler, secret))

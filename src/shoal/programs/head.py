@@ -44,6 +44,7 @@ def main() -> None:
     standard.take_over()
     options = json.loads(sys.stdin.buffer.readline())
     config.inherit(options.pop("config"))
+    config.hide_secret(unpack(options["secret"]))
     config.extend_import_path(options.pop("sys_path"))
     print_from(options.pop("silence_logs"))
     expect_imports()

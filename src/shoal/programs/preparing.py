@@ -37,8 +37,10 @@ def expect_tasks() -> None:
 
 
 def _take_over() -> None:
+    from shoal import config
     from shoal.client.collections import take_over
 
+    config.hide_secret()  # dask has read its files
     take_over()
 
 

@@ -172,6 +172,7 @@ def _make(options: dict[str, Any], report: int, recorder: int) -> Worker:
     """The worker that the options ask for, which finds here what its nanny gave it."""
     given = options["supervision"]
     secret, listen = unpack(given.pop("secret")), tuple(given.pop("listen"))
+    config.hide_secret(secret)
     SUPERVISION.set(Supervision(secret=secret, listen=listen, report=report, recorder=recorder, **given))
     kind, further = Worker, {}
     if options["worker_class"]:
