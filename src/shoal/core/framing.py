@@ -95,8 +95,8 @@ class FrameReader:
     """
 
     __slots__ = (
-        "_allocate", "_begun", "_body", "_buffers", "_end", "_filled", "_head", "_lengths", "_need", "_scratch",
-        "_seal", "_stage", "_start", "_target", "body_limit", "buffer_limit",
+        "__weakref__", "_allocate", "_begun", "_body", "_buffers", "_end", "_filled", "_head", "_lengths", "_need",
+        "_scratch", "_seal", "_stage", "_start", "_target", "body_limit", "buffer_limit",
     )  # fmt: skip
 
     def __init__(

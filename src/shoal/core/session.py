@@ -175,6 +175,7 @@ class Session:
         return self._handshake.encode([Refused(reason)])
 
     def close(self) -> None:
+        self._find = None
         if self.state is not SessionState.CLOSED:
             self._advance(SessionEvent.CLOSE)
 
@@ -288,6 +289,7 @@ class Session:
             )
 
     def _opened(self) -> None:
+        self._find = None
         if self.channel is not None:
             self.channel.begun = True
         assert self.peer_role is not None

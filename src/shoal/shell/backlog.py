@@ -95,7 +95,12 @@ class Backlog:
     def close(self) -> None:
         """The link is no more: nobody is told anything."""
         self.full = False
+        self._changed = _nobody
         self._settle()
+
+
+def _nobody(full: bool) -> None:
+    """Is told."""
 
 
 def end_unless_taken(loop: asyncio.AbstractEventLoop, transport: asyncio.WriteTransport) -> None:

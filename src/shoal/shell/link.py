@@ -132,7 +132,7 @@ class Link(asyncio.BufferedProtocol):
             find=None if self._find is None else self._find_channel,
         )
         #: Resolved once the handshake is through, or failed with its reason.
-        self.ready: asyncio.Future[Link] = self.loop.create_future()
+        self.ready: asyncio.Future[None] = self.loop.create_future()
         self.ready.add_done_callback(lambda future: future.cancelled() or future.exception())
 
     def _find_channel(self, role: str, id: str, token: bytes) -> Channel | None:
@@ -281,7 +281,7 @@ class Link(asyncio.BufferedProtocol):
             return
         self._watch()
         if not self.ready.done():
-            self.ready.set_result(self)
+            self.ready.set_result(None)
         if self._cut:
             self._go_on()
             return
@@ -297,7 +297,8 @@ class Link(asyncio.BufferedProtocol):
             "closed the link with %s %s: %s", self.session.peer_role or "a stranger at", self.address, reason
         )
         if not self.ready.done():
-            self.ready.set_exception(error if isinstance(error, LinkError) else HandshakeError(reason))
+            told = error if isinstance(error, LinkError) else HandshakeError(reason)
+            self.ready.set_exception(told.with_traceback(None))
         if not self._cut:
             self._reason = reason
             self._over = True
@@ -316,10 +317,11 @@ class Link(asyncio.BufferedProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._judge.forget(self)
-        if self._timer is not None:
-            self._timer.cancel()
+        self._let_go()
         if not self.session.open or self._cut:
             self.session.close()
+            if not self._cut:
+                self.backlog.close()
             if not self.ready.done():
                 text = f"during the handshake: {exc or 'the other side closed it'}"
                 refused = isinstance(exc, ssl.SSLError) and not isinstance(exc, ssl.SSLEOFError)
@@ -332,6 +334,20 @@ class Link(asyncio.BufferedProtocol):
         else:
             self._end(reason)
 
+    def _let_go(self) -> None:
+        """Refer to nothing of a connection that is lost, nor it to this link, so that no cycle keeps it."""
+        transport, self._transport = self._transport, None
+        if transport is not None:
+            transport.set_protocol(_NOBODY)
+        timer, self._timer = self._timer, None
+        if timer is not None:
+            timer.cancel()
+
+    def tell_outcome_no_more(self) -> None:
+        """Whoever waited for the handshake knows how it went: an error refers to who heard of it."""
+        self.ready = self.loop.create_future()
+        self.ready.set_result(None)
+
     def _end(self, reason: str) -> None:
         """The link is no more."""
         self._over, self._cut = True, False
@@ -339,6 +355,7 @@ class Link(asyncio.BufferedProtocol):
         for timer in (self._grace_timer, self._redialling):
             if timer is not None and timer is not _current_task():
                 timer.cancel()
+        self._grace_timer = self._redialling = None
         if self._opened:
             self._opened = False
             self._on_closed(self, self._reason or reason)
@@ -347,7 +364,7 @@ class Link(asyncio.BufferedProtocol):
 
     def _suspend(self, reason: str) -> None:
         """The connection broke without a word: another may follow."""
-        self._cut, self._transport = True, None
+        self._cut = True
         logger.warning("the connection with %s %s broke (%s); it may come back", self.peer_role, self.address, reason)
         grace, self._silent = (self._silence_grace() if self._silent else self._grace), ""
         text = f"{reason}, and it did not come back within {grace:g} s"
@@ -371,7 +388,8 @@ class Link(asyncio.BufferedProtocol):
         old = self._find(session.peer_role or "", session.peer_id, self._channel.token)
         assert old is not None
         transport, self._transport = self._transport, None
-        self.ready.set_result(old)
+        self.backlog.close()
+        self.ready.set_result(None)
         transport.set_protocol(old)
         if old._transport is not None:  # this end has not seen yet that its connection is dead
             old._transport.set_protocol(asyncio.Protocol())
@@ -496,6 +514,8 @@ class Link(asyncio.BufferedProtocol):
         self.said = True
         if self.session.seal is not None:
             pieces = seal_frame(pieces, self.session.seal)
+        if self._transport is None:
+            return
         for piece in pieces:
             self._transport.write(piece)
 
@@ -511,6 +531,10 @@ class Link(asyncio.BufferedProtocol):
             self._over = True
             self._transport.close()
             end_unless_taken(self.loop, self._transport)
+
+
+#: What hears of connections that are lost.
+_NOBODY = asyncio.Protocol()
 
 
 def _current_task() -> asyncio.Task[Any] | None:

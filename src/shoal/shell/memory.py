@@ -78,6 +78,9 @@ class MemoryTransport:
     def get_extra_info(self, name: str, default: Any = None) -> Any:
         return default
 
+    def set_protocol(self, protocol: Any) -> None:
+        self._protocol = protocol
+
     def is_closing(self) -> bool:
         return self._closing
 
@@ -123,3 +126,4 @@ class MemoryTransport:
         if not self._lost:
             self._lost = True
             self._protocol.connection_lost(None)
+            self.peer = None

@@ -293,12 +293,19 @@ async def dial(addresses: list[str], make: Callable[[], Link], timeout: float, i
                         _, link = await loop.create_connection(
                             make, host, port, ssl=context, ssl_handshake_timeout=HANDSHAKE_TIMEOUT
                         )
-                    return await asyncio.shield(link.ready)
+                    await asyncio.shield(link.ready)
+                    return link
             except HandshakeTimeoutError as error:
                 last = str(error)
             except HandshakeError:
+                if link is not None:
+                    link.tell_outcome_no_more()
+                    link = None  # nor does the error refer to it
                 raise
             except FramingError as error:
+                if link is not None:
+                    link.tell_outcome_no_more()
+                    link = None
                 raise HandshakeError(f"{address} does not speak shoal's protocol: {error}") from error
             except (ssl.SSLEOFError, ssl.SSLZeroReturnError):
                 last = "the other side ended the encryption"
@@ -316,6 +323,7 @@ async def dial(addresses: list[str], make: Callable[[], Link], timeout: float, i
                 raise
             if link is not None:
                 link.abort(last)
+                link.tell_outcome_no_more()
         if monotonic() - started + pause >= timeout:
             tried = ", ".join(addresses)
             raise ConnectError(f"nobody could be reached at {tried} within {timeout:g} s (last reason: {last})")
