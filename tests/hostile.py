@@ -44,7 +44,12 @@ def values(kind: Any, hostile: bool, depth: int = 0) -> st.SearchStrategy[Any]:
     """Values of an annotation; with ``hostile``, some that no encoder takes."""
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if origin is typing.Annotated:
-        return values(args[0], hostile, depth)
+        meta = args[1]
+        if meta.extra:
+            found = payloads() if meta.extra["payload"] == "there" else payloads() | st.none()
+            return found | hostile_object | st.integers() if hostile else found
+        inner = values(args[0], hostile, depth)
+        return inner if hostile or typing.get_origin(args[0]) is not list else inner.filter(bool)
     if kind is Any:
         return payloads() | plain_values(hostile)
     if kind is str:

@@ -36,6 +36,8 @@ def _serve(make: Callable[[], list[Server]], pid_file: Path | None = None, with_
     ``with_stdin``: also until stdin closes; and where the first of them is, is said on stdout.
     """
 
+    failed: list[Server] = []
+
     async def serve() -> None:
         from shoal.programs.servers import run_until
 
@@ -51,6 +53,7 @@ def _serve(make: Callable[[], list[Server]], pid_file: Path | None = None, with_
         told = [loop.create_task(_tell(servers[0])), loop.create_task(_until_stdin_closes(ended))] if with_stdin else []
         try:
             await run_until(servers, ended, leaving)
+            failed.extend(server for server in servers if server.exit_status)
         finally:
             for task in told:
                 task.cancel()
@@ -63,6 +66,10 @@ def _serve(make: Callable[[], list[Server]], pid_file: Path | None = None, with_
             runner.run(serve())
     except (ShoalError, TimeoutError) as error:
         raise click.ClickException(str(error)) from error
+    if failed:
+        for server in failed:
+            click.echo(f"{type(server).__name__.lower()} ended: {server.end}", err=True)
+        raise SystemExit(max(server.exit_status for server in failed))
 
 
 async def _tell(server: Server) -> None:

@@ -5,24 +5,45 @@ side that receives it (the ``match`` there is exhaustive and mypy tells), and co
 ``tests/unit/test_messages.py`` (a round trip over the whole union runs by itself). New fields of an existing message
 need a default, at the end. A change that an older peer would misread raises :data:`PROTOCOL_VERSION`.
 
-Payloads (``Any`` here) are user objects already turned into bytes: plain ``bytes`` where they are small, a
+Payloads (:data:`Payload`) are user objects already turned into bytes: plain ``bytes`` where they are small, a
 :class:`Blob` where large buffers travel beside the message. Nobody between the two ends looks inside.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Final, NewType
+from typing import Annotated, Any, Final
 
 import msgspec
 
 #: Threads of a worker.
 MOST_THREADS = 65_536
 
+# What a field may hold is checked where a message is decoded: one that breaks a limit closes its link.
+_MOST = 2**63 - 1
+#: A key as it travels (see ``ids.key_to_wire``).
+Key = Annotated[str, msgspec.Meta(min_length=1, max_length=2**20)]
+#: A name or an id that a process, a user or shoal gave; empty where there is none.
+Name = Annotated[str, msgspec.Meta(max_length=2**16)]
+#: Words for people.
+Text = Annotated[str, msgspec.Meta(max_length=2**24)]
+Count = Annotated[int, msgspec.Meta(ge=0, le=_MOST)]
+#: Bytes; -1 where they are not known.
+Size = Annotated[int, msgspec.Meta(ge=-1, le=_MOST)]
+Priority = Annotated[int, msgspec.Meta(ge=-(2**62), le=2**62)]
+Threads = Annotated[int, msgspec.Meta(ge=1, le=MOST_THREADS)]
+#: The number of a thread; -1 where it has none.
+Thread = Annotated[int, msgspec.Meta(ge=-1, le=_MOST)]
+#: Seconds from 0 on, and an amount of a resource: never NaN, never infinite.
+Time = Annotated[float, msgspec.Meta(ge=0.0, le=1e300)]
+Amount = Annotated[float, msgspec.Meta(ge=0.0, le=1e300)]
+Finite = Annotated[float, msgspec.Meta(ge=-1e300, le=1e300)]
+#: Bytes or a :class:`Blob`, which the codec checks (``core/payloads.py``); the second may be missing.
+Payload = Annotated[Any, msgspec.Meta(extra={"payload": "there"})]
+MaybePayload = Annotated[Any, msgspec.Meta(extra={"payload": "maybe"})]
+
 #: Refused at the handshake where it differs.
 PROTOCOL_VERSION = 2
-
-Payload = NewType("Payload", object)
 
 
 class Blob:
@@ -126,16 +147,16 @@ class Options(Item):
     names and ids of the spans around it, the outermost first.
     """
 
-    priority: int = 0
-    retries: int = 0
-    workers: list[str] | None = None
+    priority: Priority = 0
+    retries: Count = 0
+    workers: list[Name] | None = None
     allow_other_workers: bool = False
-    resources: dict[str, float] | None = None
-    executor: str = ""
+    resources: dict[Name, Amount] | None = None
+    executor: Name = ""
     actor: bool = False
-    apart: float | None = None
-    span: list[str] | None = None
-    span_ids: list[str] | None = None
+    apart: Time | None = None
+    span: list[Name] | None = None
+    span_ids: list[Name] | None = None
 
 
 class TaskSpec(Item):
@@ -144,10 +165,10 @@ class TaskSpec(Item):
     ``options`` are those of this task, where they are not those of all.
     """
 
-    key: str
-    fn: str
-    payload: Any
-    deps: list[str]
+    key: Key
+    fn: Name
+    payload: Payload
+    deps: list[Key]
     order: int = 0
     options: Options | None = None
 
@@ -155,9 +176,9 @@ class TaskSpec(Item):
 class Dep(Item):
     """An input of a task: its size, the workers that hold it, and which definition of the key is meant."""
 
-    key: str
-    nbytes: int
-    holders: list[str]
+    key: Key
+    nbytes: Size
+    holders: list[Name]
     edition: int = 0
 
 
@@ -168,17 +189,17 @@ class ComputeTask(Item):
     that was made by another definition of the key is never taken for that of this one. Scattered data has 0.
     """
 
-    key: str
-    attempt: int
-    fn: str
-    payload: Any
+    key: Key
+    attempt: Count
+    fn: Name
+    payload: Payload
     deps: list[Dep]
     priority: tuple[int, int, int]
     inline: bool = False
-    resources: dict[str, float] | None = None
+    resources: dict[Name, Amount] | None = None
     edition: int = 0
-    executor: str = ""
-    apart: float | None = None
+    executor: Name = ""
+    apart: Time | None = None
 
 
 class TaskDone(Item):
@@ -187,34 +208,34 @@ class TaskDone(Item):
     ``peak`` is by how many bytes its process grew meanwhile, as far as that was seen.
     """
 
-    key: str
-    attempt: int
-    nbytes: int
-    type: str
-    start: float
-    stop: float
-    value: Any = None
-    thread: int = -1
-    peak: int = 0
+    key: Key
+    attempt: Count
+    nbytes: Size
+    type: Name
+    start: Time
+    stop: Time
+    value: MaybePayload = None
+    thread: Thread = -1
+    peak: Count = 0
 
 
 class KeyInfo(Item):
     """A value and its size."""
 
-    key: str
-    nbytes: int
-    type: str = ""
+    key: Key
+    nbytes: Size
+    type: Name = ""
     edition: int = 0
 
 
 class Done(Item):
     """What a client hears of a finished key; ``value`` where the result is small."""
 
-    key: str
-    nbytes: int
-    type: str
-    value: Any = None
-    peak: int = 0
+    key: Key
+    nbytes: Size
+    type: Name
+    value: MaybePayload = None
+    peak: Count = 0
 
 
 class TaskError(Item):
@@ -223,10 +244,10 @@ class TaskError(Item):
     ``before`` is what it was raised from (``explicit``), or while that was handled.
     """
 
-    exception: Any
-    traceback: Any
-    text: str
-    traceback_text: str = ""
+    exception: MaybePayload
+    traceback: MaybePayload
+    text: Text
+    traceback_text: Text = ""
     before: TaskError | None = None
     explicit: bool = False
 
@@ -239,7 +260,7 @@ class Answer(Message):
 
     rid: int
     value: Any = None
-    error: str | None = None
+    error: Text | None = None
 
 
 class Give(Message):
@@ -257,9 +278,10 @@ class Carry(Give):
 
 
 class Bye(Message):
-    """Said before a link is closed on purpose, so that it is not taken for a failure."""
+    """Said before a link is closed on purpose, so that it is not taken for a failure; or (``failed``) it is one."""
 
-    reason: str = ""
+    reason: Text = ""
+    failed: bool = False
 
 
 class Leaving(Message):
@@ -275,17 +297,17 @@ class AskRetirement(Message):
     process takes its place.
     """
 
-    reason: str
-    patience: float | None = None
+    reason: Text
+    patience: Finite | None = None
     restart: bool = False
 
 
 class LogEvent(Message):
     """Keep an event under some topics, and tell who subscribed to them; ``when`` in seconds since 1970."""
 
-    topics: list[str]
+    topics: list[Name]
     msg: Any
-    when: float
+    when: Time
 
 
 # ---------------------------------------------------------------------------------------------- client → scheduler
@@ -294,13 +316,13 @@ class LogEvent(Message):
 class RegisterClient(Message):
     """First message of a client."""
 
-    name: str = ""
+    name: Name = ""
 
 
 class FireAndForget(Message):
     """Run these to their end, whoever lets go of them."""
 
-    keys: list[str]
+    keys: list[Key]
 
 
 class Submit(Message):
@@ -317,31 +339,31 @@ class Submit(Message):
     """
 
     tasks: list[TaskSpec]
-    functions: dict[str, Any]
+    functions: dict[Name, Payload]
     options: Options
-    wants: list[str]
+    wants: list[Key]
     wish: int = 0
-    fifo: float = 0.0
+    fifo: Time = 0.0
     more: bool = False
 
 
 class Want(Message):
     """Interest in keys that exist already (a future that came out of a pickle)."""
 
-    keys: list[str]
+    keys: list[Key]
     wish: int = 0
 
 
 class Unwant(Message):
     """The client let go of its last future of these keys."""
 
-    keys: list[str]
+    keys: list[Key]
 
 
 class DropFunctions(Message):
     """The sender will not refer to these functions again without sending them anew."""
 
-    fns: list[str]
+    fns: list[Name]
 
 
 #: Why a future is cancelled, where whoever did it gave no reason.
@@ -351,15 +373,15 @@ CANCELLED: Final = "cancelled by a client"
 class Cancel(Message):
     """Cancel keys; ``force`` overrides the interest of other clients."""
 
-    keys: list[str]
+    keys: list[Key]
     force: bool = False
-    reason: str | None = None
+    reason: Text | None = None
 
 
 class Retry(Message):
     """Run erred keys again. It is a wish for them, too: how they stand is told after it."""
 
-    keys: list[str]
+    keys: list[Key]
     wish: int = 0
 
 
@@ -367,7 +389,7 @@ class Query(Message):
     """A question about the scheduler's state; see ``core/scheduler/info.py`` for what can be asked."""
 
     rid: int
-    what: str
+    what: Name
     args: dict[str, Any]
 
 
@@ -375,9 +397,9 @@ class RunFunction(Message):
     """Call a function outside of scheduling: on workers (None: all), on nannies, or on the scheduler itself."""
 
     rid: int
-    payload: Any
-    target: str = "workers"
-    workers: list[str] | None = None
+    payload: Payload
+    target: Name = "workers"
+    workers: list[Name] | None = None
     wait: bool = True
 
 
@@ -388,9 +410,9 @@ class Restart(Message):
     """
 
     rid: int
-    timeout: float
+    timeout: Finite
     wait_for_workers: bool = True
-    workers: list[str] | None = None
+    workers: list[Name] | None = None
 
 
 class RegisterPlugin(Message):
@@ -400,16 +422,16 @@ class RegisterPlugin(Message):
     """
 
     rid: int
-    kind: str
-    name: str
-    payload: Any = None
+    kind: Name
+    name: Name
+    payload: MaybePayload = None
     idempotent: bool = False
 
 
 class Subscribe(Message):
     """Tell this client of each event of a topic from now on, or (``on=False``) no more."""
 
-    topic: str
+    topic: Name
     on: bool = True
 
 
@@ -423,38 +445,38 @@ class Retire(Message):
     """
 
     rid: int
-    workers: list[str] | None = None
+    workers: list[Name] | None = None
     criteria: dict[str, Any] = msgspec.field(default_factory=dict)
     close: bool = True
     remove: bool = True
     force: bool = False
-    patience: float | None = None
-    reason: str = ""
+    patience: Finite | None = None
+    reason: Text = ""
 
 
 class Replicate(Message):
     """Have each key on ``count`` of ``workers`` (None: on all of them); answered with what could not be done."""
 
     rid: int
-    keys: list[str]
-    count: int | None = None
-    workers: list[str] | None = None
-    branching: int = 2
+    keys: list[Key]
+    count: Annotated[int, msgspec.Meta(ge=1, le=_MOST)] | None = None
+    workers: list[Name] | None = None
+    branching: Annotated[int, msgspec.Meta(ge=1, le=_MOST)] = 2
 
 
 class Rebalance(Message):
     """Move ``keys`` (None: all) between ``workers`` until each has its share of memory; answered with figures."""
 
     rid: int
-    keys: list[str] | None = None
-    workers: list[str] | None = None
+    keys: list[Key] | None = None
+    workers: list[Name] | None = None
 
 
 class ManageMemory(Message):
     """Have the active memory manager ``start``, ``stop``, ``run_once``, or say whether it is ``running``."""
 
     rid: int
-    what: str
+    what: Name
 
 
 class Meet(Message):
@@ -464,11 +486,11 @@ class Meet(Message):
     """
 
     rid: int
-    what: str
-    name: str
+    what: Name
+    name: Name
     args: dict[str, Any]
-    payload: Any = None
-    keys: list[str] = msgspec.field(default_factory=list)
+    payload: MaybePayload = None
+    keys: list[Key] = msgspec.field(default_factory=list)
 
 
 class Took(Message):
@@ -522,7 +544,7 @@ FromClient = (
 class ClientRegistered(Message):
     """The scheduler knows the client now."""
 
-    scheduler_id: str
+    scheduler_id: Name
     settings: dict[str, Any]
 
 
@@ -536,8 +558,8 @@ class KeysDone(Message):
 class KeyErred(Message):
     """A key failed; ``origin`` is the key whose failure caused it."""
 
-    key: str
-    origin: str
+    key: Key
+    origin: Key
     error: TaskError
     wish: int = 0
 
@@ -545,9 +567,9 @@ class KeyErred(Message):
 class KilledTask(Message):
     """A key failed because the workers that ran it died."""
 
-    key: str
-    origin: str
-    deaths: list[str]
+    key: Key
+    origin: Key
+    deaths: list[Name]
     allowed_failures: int
     wish: int = 0
 
@@ -555,8 +577,8 @@ class KilledTask(Message):
 class KeysCancelled(Message):
     """These keys will not come, and why. ``lost``: scattered data whose last copy is gone."""
 
-    keys: list[str]
-    reason: str
+    keys: list[Key]
+    reason: Text
     lost: bool = False
     wish: int = 0
 
@@ -564,22 +586,22 @@ class KeysCancelled(Message):
 class KeysRestarted(Message):
     """These keys were done or erred and are being computed again."""
 
-    keys: list[str]
+    keys: list[Key]
     wish: int = 0
 
 
 class Logged(Message):
     """An event of a topic that the client subscribed to."""
 
-    topic: str
+    topic: Name
     msg: Any
-    when: float
+    when: Time
 
 
 class Warned(Message):
     """What a user should know about something that they asked for."""
 
-    text: str
+    text: Text
 
 
 ToClient = (
@@ -592,16 +614,16 @@ ToClient = (
 class RegisterWorker(Message):
     """First message of a worker."""
 
-    name: str
-    slot: str
-    addresses: list[str]
-    nthreads: int
-    memory_limit: int
-    pid: int
-    host: str
-    local_directory: str = ""
-    resources: dict[str, float] | None = None
-    executors: dict[str, int] | None = None
+    name: Name
+    slot: Name
+    addresses: Annotated[list[Name], msgspec.Meta(min_length=1)]
+    nthreads: Threads
+    memory_limit: Count
+    pid: Count
+    host: Name
+    local_directory: Name = ""
+    resources: dict[Name, Amount] | None = None
+    executors: dict[Name, Threads] | None = None
 
 
 class Finished(Message):
@@ -613,34 +635,34 @@ class Finished(Message):
 class Failed(Message):
     """An execution that raised."""
 
-    key: str
-    attempt: int
-    start: float
-    stop: float
+    key: Key
+    attempt: Count
+    start: Time
+    stop: Time
     error: TaskError
-    thread: int = -1
-    peak: int = 0
+    thread: Thread = -1
+    peak: Count = 0
 
 
 class Rescheduled(Message):
     """An execution that raised ``Reschedule``."""
 
-    key: str
-    attempt: int
+    key: Key
+    attempt: Count
 
 
 class LongRunning(Message):
     """An execution that left the pool of threads: the worker may be given others in its place."""
 
-    key: str
-    attempt: int
+    key: Key
+    attempt: Count
 
 
 class StealAnswer(Message):
     """Whether this worker gave a task up that it was asked for, or has it in a thread, or done."""
 
-    key: str
-    attempt: int
+    key: Key
+    attempt: Count
     granted: bool
 
 
@@ -648,19 +670,19 @@ class WorkerStatus(Message):
     """This worker takes no tasks for now, or takes some again, and why."""
 
     paused: bool
-    reason: str = ""
+    reason: Text = ""
 
 
 class GivenBack(Message):
     """Assignments (key and number) that this worker will not carry out: no thread had them."""
 
-    items: list[tuple[str, int]]
+    items: list[tuple[Key, Count]]
 
 
 class Freed(Message):
     """The threads of these assignments, which were taken back, are free now, or were never taken."""
 
-    attempts: list[int]
+    attempts: list[Count]
 
 
 class AddKeys(Message):
@@ -675,7 +697,7 @@ class DataPut(Message):
     Answered with :class:`PutNoted` and the same ``number``.
     """
 
-    client: str
+    client: Name
     items: list[KeyInfo]
     number: int = 0
 
@@ -683,9 +705,9 @@ class DataPut(Message):
 class Missing(Message):
     """A copy that could not be had: who said no, and who could not be reached."""
 
-    key: str
-    absent: list[str]
-    unreachable: list[str]
+    key: Key
+    absent: list[Name]
+    unreachable: list[Name]
 
 
 class Given(Message):
@@ -702,8 +724,8 @@ class Given(Message):
 class NotCopied(Message):
     """A copy that was asked for with :class:`AcquireCopies` will not come; ``broken``: the value cannot travel."""
 
-    key: str
-    reason: str
+    key: Key
+    reason: Text
     broken: bool = False
 
 
@@ -743,23 +765,23 @@ FromWorker = (
 class WorkerRegistered(Message):
     """The scheduler knows the worker now; ``plugins`` are to be installed, in order, before anything runs."""
 
-    scheduler_id: str
-    heartbeat_interval: float
-    plugins: dict[str, Any] = msgspec.field(default_factory=dict)
+    scheduler_id: Name
+    heartbeat_interval: Time
+    plugins: dict[Name, Payload] = msgspec.field(default_factory=dict)
 
 
 class WorkerRejected(Message):
     """This worker must end, and must not come back as it is."""
 
-    reason: str
+    reason: Text
 
 
 class Compute(Message):
     """Tasks to compute, the functions they need that were not sent before, and peers not named before."""
 
     tasks: list[ComputeTask]
-    functions: dict[str, Any]
-    peers: dict[str, list[str]]
+    functions: dict[Name, Payload]
+    peers: dict[Name, list[Name]]
 
 
 class FreeKeys(Message):
@@ -769,7 +791,7 @@ class FreeKeys(Message):
     that it announced later are not meant.
     """
 
-    keys: list[str]
+    keys: list[Key]
     seen: int = 0
 
 
@@ -778,7 +800,7 @@ class AcquireCopies(Message):
 
     items: list[Dep]
     rank: int
-    peers: dict[str, list[str]]
+    peers: dict[Name, list[Name]]
 
 
 class Leave(Message):
@@ -789,7 +811,7 @@ class Leave(Message):
 
     number: int
     on: bool = True
-    reason: str = ""
+    reason: Text = ""
 
 
 class PutNoted(Message):
@@ -801,7 +823,7 @@ class PutNoted(Message):
 class Retired(Message):
     """The scheduler has let go of this worker for good: it is not to come back. ``close``: its process ends."""
 
-    reason: str
+    reason: Text
     close: bool = True
 
 
@@ -812,23 +834,23 @@ class Unknown(Message):
 class Steal(Message):
     """Give this assignment up, if no thread has it."""
 
-    key: str
-    attempt: int
+    key: Key
+    attempt: Count
 
 
 class Holders(Message):
     """The answer to :class:`Missing`: who holds the key now."""
 
-    key: str
-    holders: list[str]
-    peers: dict[str, list[str]]
+    key: Key
+    holders: list[Name]
+    peers: dict[Name, list[Name]]
 
 
 class Call(Message):
     """Run a function that a user sent, now, outside of the task queue."""
 
     rid: int
-    payload: Any
+    payload: Payload
     wait: bool = True
 
 
@@ -836,14 +858,15 @@ class ChangePlugin(Message):
     """Install a plugin, or (without a payload) remove it."""
 
     rid: int
-    name: str
-    payload: Any = None
+    name: Name
+    payload: MaybePayload = None
 
 
 class Close(Message):
-    """End this process, and do not come back."""
+    """End this process, and do not come back; ``failed``: not because anybody wanted it to."""
 
-    reason: str
+    reason: Text
+    failed: bool = False
 
 
 ToWorker = (
@@ -873,8 +896,8 @@ class GetData(Message):
     """Ask a worker for values; ``direct``: the asker could read large ones from the worker's memory."""
 
     rid: int
-    keys: list[str]
-    max_bytes: int = 0
+    keys: list[Key]
+    max_bytes: Count = 0
     direct: bool = False
 
 
@@ -885,11 +908,11 @@ class Data(Message):
     """
 
     rid: int
-    items: dict[str, Any]
-    missing: list[str]
-    errors: dict[str, str]
-    lent: dict[str, list[Any]] = msgspec.field(default_factory=dict)
-    editions: dict[str, int] = msgspec.field(default_factory=dict)
+    items: dict[Key, Payload]
+    missing: list[Key]
+    errors: dict[Key, Text]
+    lent: dict[Key, list[Any]] = msgspec.field(default_factory=dict)
+    editions: dict[Key, int] = msgspec.field(default_factory=dict)
 
 
 class Returned(Message):
@@ -903,17 +926,17 @@ class PutData(Message):
     """Give a worker values; answered once the scheduler has been told."""
 
     rid: int
-    client: str
-    items: dict[str, Any]
+    client: Name
+    items: dict[Key, Payload]
 
 
 class ActorCall(Message):
     """Call a method of an actor that lives here with pickled arguments, or (without) read an attribute."""
 
     rid: int
-    key: str
-    name: str
-    payload: Any = None
+    key: Key
+    name: Name
+    payload: MaybePayload = None
 
 
 FromPeer = GetData | Returned | PutData | ActorCall | Bye
@@ -925,10 +948,10 @@ ToPeer = Data | Answer | Bye
 class RegisterNanny(Message):
     """First message of a nanny."""
 
-    name: str
-    host: str
-    pid: int
-    address: str = ""
+    name: Name
+    host: Name
+    pid: Count
+    address: Name = ""
 
 
 class WorkerDied(Message):
@@ -938,15 +961,15 @@ class WorkerDied(Message):
     last words.
     """
 
-    worker: str
-    reason: str
-    running: list[str]
+    worker: Name
+    reason: Text
+    running: list[Text]
     expected: bool = False
     restarting: bool = True
-    address: str = ""
-    cause: str = ""
-    peak: int = 0
-    output: list[str] = msgspec.field(default_factory=list)
+    address: Name = ""
+    cause: Name = ""
+    peak: Count = 0
+    output: list[Text] = msgspec.field(default_factory=list)
     exitcode: int | None = None
     signal: int | None = None
 
@@ -954,7 +977,7 @@ class WorkerDied(Message):
 class WorkerGaveUp(Message):
     """The nanny could not bring a worker up, and stops trying."""
 
-    reason: str
+    reason: Text
 
 
 FromNanny = RegisterNanny | WorkerDied | WorkerGaveUp | Leaving | AskRetirement | LogEvent | Answer | Bye
@@ -963,8 +986,8 @@ FromNanny = RegisterNanny | WorkerDied | WorkerGaveUp | Leaving | AskRetirement 
 class NannyRegistered(Message):
     """The scheduler knows the nanny now; ``plugins`` are to be installed, in order, before its worker starts."""
 
-    scheduler_id: str
-    plugins: dict[str, Any] = msgspec.field(default_factory=dict)
+    scheduler_id: Name
+    plugins: dict[Name, Payload] = msgspec.field(default_factory=dict)
 
 
 class RestartWorker(Message):
@@ -974,18 +997,18 @@ class RestartWorker(Message):
     """
 
     rid: int
-    reason: str
-    timeout: float
+    reason: Text
+    timeout: Finite
     blame: bool = False
-    worker: str = ""
+    worker: Name = ""
 
 
 class Order(Message):
     """Have the nanny that listens here do something; ``payload`` is a pickled mapping of arguments."""
 
     rid: int
-    what: str
-    payload: Any
+    what: Name
+    payload: Payload
 
 
 FromCaller = Order | Bye

@@ -349,6 +349,8 @@ class Connection:
                 record.status, record.reason = FutureStatus.CANCELLED, self.core.closed
                 self._settle(record)
         self._on_answer(Answered(0, None, None))
+        if self._link is not None:
+            self._link.close(self.core.closed)
 
     async def request(self, make: Callable[[int], Any], timeout: float | None = None) -> Any:
         """Send the message that ``make(rid)`` returns, after all that was said before, and wait for its answer.

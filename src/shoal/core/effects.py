@@ -132,9 +132,10 @@ class EventLogged(Effect):
 
 
 class Stop(Effect):
-    """End this program."""
+    """End this program; ``failed``: not because anybody wanted it to."""
 
     reason: str
+    failed: bool = False
 
 
 class Spawn(Effect):

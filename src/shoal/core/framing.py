@@ -18,6 +18,7 @@ from typing import Any, Final
 
 import msgspec
 
+from shoal.core.payloads import checks_of
 from shoal.core.sealing import TAG_BYTES, Seal
 from shoal.errors import LinkError
 from shoal.messages import Blob
@@ -267,9 +268,10 @@ class Codec:
         The union of messages that may arrive.
     """
 
-    __slots__ = ("_buffers", "_decoder", "_encoder", "_incoming")
+    __slots__ = ("_buffers", "_checks", "_decoder", "_encoder", "_incoming")
 
     def __init__(self, inbound: Any) -> None:
+        self._checks = checks_of(inbound)
         self._buffers: list[Buffer] = []
         self._incoming: list[memoryview] = []
         self._encoder = msgspec.msgpack.Encoder(enc_hook=self._put)
@@ -292,8 +294,16 @@ class Codec:
         self._incoming = buffers
         try:
             messages: list[Any] = self._decoder.decode(body)
-        except (msgspec.DecodeError, IndexError, struct.error) as error:
+            for message in messages:
+                check = self._checks.get(type(message))
+                if check is not None:
+                    check((message,))
+        except MemoryError:
+            raise  # no fault of the message
+        except Exception as error:  # of text that is none, of what is nested too deep
             raise FramingError(f"a message that is not of this protocol: {error}") from error
+        finally:
+            self._incoming = []
         return messages
 
     def _put(self, value: Any) -> Any:
@@ -307,6 +317,6 @@ class Codec:
         if code != _BLOB_CODE:
             raise FramingError(f"unknown extension {code}")
         start, count = _EXT.unpack(data)
-        if start + count > len(self._incoming):
+        if not count or start + count > len(self._incoming):
             raise FramingError("a message refers to a buffer that is not in its frame")
         return Blob(self._incoming[start : start + count])

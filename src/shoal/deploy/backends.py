@@ -42,6 +42,8 @@ class Head(ProcessInterface):
     def __init__(self, options: dict[str, Any], env: dict[str, str]) -> None:
         super().__init__()
         self.addresses: list[str] = []
+        #: Why it ended without that anybody wanted it to.
+        self.failure = ""
         self.workers: dict[str, HeadWorker] = {}
         self._options, self._env = options, env
         self._process: subprocess.Popen[bytes] | None = None
@@ -107,6 +109,9 @@ class Head(ProcessInterface):
                 worker = self.workers.pop(said["ended"], None)
                 if worker is not None:
                     worker.has_ended(said["reason"])
+            elif "failed" in said:
+                self.status, self.failure = "failed", said["failed"]
+                logger.error("the cluster's head process ends: %s", self.failure)
             else:
                 future = self._asked.pop(said["rid"], None)
                 if future is not None and not future.done():
@@ -114,10 +119,13 @@ class Head(ProcessInterface):
         self.status = "failed" if self.status == "running" else self.status
         for future in self._asked.values():
             if not future.done():
-                future.set_exception(errors.StartError("the head process of the cluster ended"))
+                future.set_exception(errors.StartError(self._why_ended()))
         for worker in self.workers.values():
-            worker.has_ended("the head process of the cluster ended")
+            worker.has_ended(self._why_ended())
         self._ended.set()
+
+    def _why_ended(self) -> str:
+        return "the head process of the cluster ended" + (f": {self.failure}" if self.failure else "")
 
     async def ask(self, do: str, name: str) -> None:
         """Have a worker started or ended; returns once that is so.
@@ -128,7 +136,8 @@ class Head(ProcessInterface):
             If it cannot be started, or the head process ends.
         """
         if self.status != "running":
-            raise errors.StartError(f"the head process of the cluster is {self.status}")
+            why = f" ({self.failure})" if self.failure else ""
+            raise errors.StartError(f"the head process of the cluster is {self.status}{why}")
         rid = next(self._numbers)
         future: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
         self._asked[rid] = future

@@ -86,7 +86,7 @@ def _run(fn: str, functions: dict[str, Any], payload: Any, inputs: dict[str, Any
         return {"ok": False, "again": True, "start": start, "stop": time(), "peak": 0, "error": None}, None
     except BaseException as error:
         parts = serialize.error_parts(error)
-        peak = most_resident_bytes() - before
+        peak = max(0, most_resident_bytes() - before)
         return {"ok": False, "again": False, "start": start, "stop": time(), "peak": peak, "error": parts}, None
     told = {"ok": True, "type": doors.named(value), "nbytes": serialize.sizeof(value), "start": start, "stop": stop}
     return {**told, "peak": max(0, most_resident_bytes() - before)}, sent

@@ -194,6 +194,8 @@ async def _run(
         serving = loop.create_task(nannies.serve(pipe))
         waits = {serving, loop.create_task(ended.wait()), loop.create_task(scheduler.finished.wait())}
         await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        if scheduler.ending.status:
+            nannies.say({"failed": scheduler.reason})
         if serving.done():
             serving.result()
     finally:
@@ -206,6 +208,9 @@ async def _run(
         if server is not None:
             server.end()
             await server.gone()
+    if scheduler.ending.status:
+        sys.stderr.write(f"scheduler ended: {scheduler.reason}\n")
+        raise SystemExit(scheduler.ending.status)
 
 
 if __name__ == "__main__":

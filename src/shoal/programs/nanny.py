@@ -47,6 +47,7 @@ from shoal.shell.loops import first_of, in_thread
 from shoal.shell.network import dial_lasting, local_address
 from shoal.shell.scratch import Scratch, remove_tree
 from shoal.shell.serialize import event_of
+from shoal.shell.stories import Ending
 from shoal.shell.tasks import Tasks, limited
 
 logger = logging.getLogger("shoal.nanny")
@@ -123,8 +124,8 @@ class NannyProgram:
         self.scheduler, self.listen = scheduler, Listening(*listen)
         self.env = config.effective_environment(env or {}, overlay)
         self.memory_manager = NannyMemory(memory_limit)
-        self.finished = asyncio.Event()
-        self.reason = ""
+        self.ending = Ending()
+        self.finished = self.ending.finished
         self._starter = Starter(start_method())
         self._overlay = overlay
         self._secret = secret
@@ -163,7 +164,16 @@ class NannyProgram:
         self._hooks = Plugins("nanny", self._public)
         self.logs = LogKeeper(config.log_length(), f"worker {name} ")
         self.logs.attach("shoal.nanny")
-        self.driver = Driver(self.core, self._perform, self._loop, lambda error: self.finished.set())
+        self.driver = Driver(self.core, self._perform, self._loop, self._on_crash)
+
+    @property
+    def reason(self) -> str:
+        """Why it ends."""
+        return self.ending.reason
+
+    def _on_crash(self, error: BaseException) -> None:
+        """The core failed: its story is written, and its worker ends with it."""
+        self.ending.broke("nanny", error, self.driver.turn, ())
 
     @property
     def pid(self) -> int | None:
@@ -375,8 +385,7 @@ class NannyProgram:
             case InstallPlugin():
                 self._tasks.spawn(self._change_plugin(effect))
             case Stop():
-                self.reason = effect.reason
-                self.finished.set()
+                self.ending.stop(effect.reason, effect.failed)
 
     def _send(self, message: Any) -> None:
         if self._link is not None:

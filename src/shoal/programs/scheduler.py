@@ -32,7 +32,7 @@ from shoal.core.scheduler.roster import WorkerRecord
 from shoal.core.scheduler.settings import Settings
 from shoal.errors import ConfigurationError, UsageError
 from shoal.ids import WorkerId, key_from_wire
-from shoal.messages import INBOUND, Retire
+from shoal.messages import INBOUND, Bye, Close, Retire
 from shoal.messages import TaskError as SentError
 from shoal.plugins.base import hooks_of
 from shoal.programs.calls import call_user
@@ -45,6 +45,7 @@ from shoal.shell.loops import in_thread
 from shoal.shell.network import Server, is_refused, listen
 from shoal.shell.scratch import Scratch
 from shoal.shell.serialize import event_of
+from shoal.shell.stories import BROKEN, Ending
 from shoal.shell.tasks import Tasks
 
 logger = logging.getLogger("shoal.scheduler")
@@ -136,8 +137,8 @@ class SchedulerProgram:
         self.core = SchedulerCore(self.id, settings())
         self.links: dict[str, Link] = {}
         self.addresses: list[str] = []
-        self.finished = asyncio.Event()
-        self.reason = ""
+        self.ending = Ending()
+        self.finished = self.ending.finished
         self._identity = Identity("scheduler", self.id, secret, INBOUND)
         self.logs = LogKeeper(config.log_length())
         self.logs.attach("shoal.scheduler", "shoal.link", "shoal.driver", "shoal.plugins")
@@ -154,7 +155,20 @@ class SchedulerProgram:
         for policy in policies():
             self.core.amm.add_policy(policy)
         self._loop = asyncio.get_running_loop()
-        self.driver = Driver(self.core, self._perform, self._loop, lambda error: self.finished.set())
+        self.driver = Driver(self.core, self._perform, self._loop, self._on_crash)
+
+    @property
+    def reason(self) -> str:
+        """Why it ends."""
+        return self.ending.reason
+
+    def _on_crash(self, error: BaseException) -> None:
+        """The core failed: its story is written, and all are told what happened."""
+        self.ending.broke("scheduler", error, self.driver.turn, self.core.state.story)
+        for link in tuple(self.links.values()):
+            words = Bye if link.peer_role == "client" else Close
+            link.send(words(self.reason, True))
+            link.close(self.reason)
 
     @property
     def plugins(self) -> dict[str, Any]:
@@ -263,8 +277,7 @@ class SchedulerProgram:
                 else:
                     self._asked.pop(effect.rid).set_exception(UsageError(effect.error))
             case Stop():
-                self.reason = effect.reason
-                self.finished.set()
+                self.ending.stop(effect.reason, effect.failed)
 
     def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
         self._tasks.spawn(coroutine)
@@ -431,7 +444,7 @@ class SchedulerProgram:
         await self._hooks.before_close()
         self.finished.set()
         await self._hooks.close()
-        for effect in self.core.stop(reason):
+        for effect in self.core.stop(reason) if self.ending.status != BROKEN else ():
             self._perform(effect)
         self.driver.close()
         for server in self._servers:

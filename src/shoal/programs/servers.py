@@ -66,6 +66,16 @@ class Server(ABC):
     def address(self) -> str:
         """Where others reach it."""
 
+    @property
+    def exit_status(self) -> int:
+        """Of a process that runs it: not 0 if it ended without that anybody wanted it to (see :attr:`end`)."""
+        return 0 if self.program is None else int(self.program.ending.status)
+
+    @property
+    def end(self) -> str:
+        """Why it ended, in words."""
+        return "" if self.program is None else str(self.program.reason)
+
     async def finished(self) -> None:
         """Wait until it was closed, or told to end by another."""
         if self.program is not None:

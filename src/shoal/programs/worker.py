@@ -85,6 +85,7 @@ from shoal.shell.scratch import Scratch
 from shoal.shell.serialize import check_plain, event_of
 from shoal.shell.spill import Disk
 from shoal.shell.store import ValueStore
+from shoal.shell.stories import Ending
 from shoal.shell.tasks import Every, Tasks
 
 logger = logging.getLogger("shoal.worker")
@@ -158,9 +159,9 @@ class WorkerProgram(Serving):
         self.nthreads, self.memory_limit = nthreads, memory_limit
         self.resources = resources or {}
         self.addresses: list[str] = []
-        self.finished = asyncio.Event()
+        self.ending = Ending()
+        self.finished = self.ending.finished
         self._registered = asyncio.Event()
-        self.reason = ""
         #: Set when the scheduler could not let it go.
         self._stays = asyncio.Event()
         #: Whether the scheduler has let go of it; it is idle then.
@@ -212,7 +213,7 @@ class WorkerProgram(Serving):
             )
             for pool, size in {"": nthreads, **self.executors}.items()
         }
-        self.driver = Driver(self.core, self._perform, loop, lambda error: self.finished.set())
+        self.driver = Driver(self.core, self._perform, loop, self._on_crash)
         self._hooks = Plugins("worker", self._public)
         self._every, self._metrics = heartbeat_interval, metrics or {}
         #: What the scheduler said while plugins that came first are being installed.
@@ -230,6 +231,18 @@ class WorkerProgram(Serving):
         self._tasks = Tasks(f"worker {self.name}")
         self._loop = loop
         self._heartbeat: Every | None = None
+
+    @property
+    def reason(self) -> str:
+        """Why it ends."""
+        return self.ending.reason
+
+    def _on_crash(self, error: BaseException) -> None:
+        """The core failed: its story is written, and the scheduler is told what happened."""
+        self.ending.broke("worker", error, self.driver.turn, self.core.story)
+        if self._link is not None:
+            self._link.send(Bye(self.reason, True))
+            self._link.close(self.reason)
 
     @property
     def address(self) -> str:
@@ -490,8 +503,7 @@ class WorkerProgram(Serving):
                 for key, before, after in effect.args:
                     self._hooks.notify(effect.hook, key, before, after)
             case Stop():
-                self.reason = effect.reason
-                self.finished.set()
+                self.ending.stop(effect.reason, effect.failed)
 
     @property
     def executor(self) -> ThreadExecutor:

@@ -147,7 +147,11 @@ async def _serve(options: dict[str, Any], report: int, recorder: int) -> None:
         else:
             starting.cancel()
             await asyncio.wait([starting])
+        status = worker.exit_status if not told.is_set() else 0
         await worker.close("the process was told to end")
+        if status:
+            sys.stderr.write(f"worker ended: {worker.end}\n")
+            raise SystemExit(status)
     except Exception as error:
         text = str(error) if isinstance(error, StartError) else f"could not start: {type(error).__name__}: {error}"
         _say(report, {"error": text})

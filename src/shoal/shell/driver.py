@@ -17,6 +17,9 @@ from shoal.shell.ports import Clock, Core
 
 logger = logging.getLogger("shoal.driver")
 
+#: Seconds that a timer runs at most; then the core is asked anew.
+_LONGEST = 1e6
+
 
 class Driver:
     """Drives one core.
@@ -43,6 +46,8 @@ class Driver:
     ) -> None:
         self._core, self._perform, self._loop, self._on_crash, self._clock = core, perform, loop, on_crash, clock
         self._events: list[Event] = []
+        #: What the core was told last.
+        self.turn: list[Event] = []
         self._turning = False
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at: float | None = None
@@ -68,16 +73,16 @@ class Driver:
         self._turning = True
         try:
             while self._events and not self._closed:
-                events, self._events = self._events, []
-                for effect in self._core.handle(events, self._clock()):
+                self.turn, self._events = self._events, []
+                for effect in self._core.handle(self.turn, self._clock()):
                     self._perform(effect)
+            self._arm()
         except Exception as error:
             logger.exception("the core failed; this is a bug in shoal")
             self.close()
             self._on_crash(error)
         finally:
             self._turning = False
-        self._arm()
 
     def _arm(self) -> None:
         due = None if self._closed else self._core.deadline()
@@ -86,7 +91,9 @@ class Driver:
         if self._timer is not None:
             self._timer.cancel()
         self._timer_at = due
-        self._timer = None if due is None else self._loop.call_later(max(0.0, due - self._clock()), self._on_timer)
+        self._timer = (
+            None if due is None else self._loop.call_later(min(max(0.0, due - self._clock()), _LONGEST), self._on_timer)
+        )
 
     def _on_timer(self) -> None:
         self._timer = self._timer_at = None

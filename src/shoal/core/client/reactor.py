@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, assert_never
 
 from shoal.core.client.future import FUTURE, RELEASED, FutureEvent, FutureRecord, FutureStatus
-from shoal.core.effects import WARNING, Answered, Effect, EventLogged, Log, Registered, Send, Settled
+from shoal.core.effects import ERROR, WARNING, Answered, Effect, EventLogged, Log, Registered, Send, Settled
 from shoal.core.events import Event, LinkLost, Received, Released, Said
 from shoal.messages import (
     Answer,
@@ -112,6 +112,8 @@ class ClientCore:
             case ClientRegistered():
                 self._effects.append(Registered())
             case Bye():
+                if message.failed:
+                    self._effects.append(Log(ERROR, message.reason))
                 self._on_lost(message.reason)
             case _:
                 assert_never(message)

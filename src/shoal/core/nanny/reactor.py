@@ -91,6 +91,8 @@ class NannyCore:
         #: Why the process is being ended, once that is so.
         self.reason = ""
         self.failure = ""
+        #: Whether it ends without that anybody wanted it to.
+        self.failed = False
         self._cause = Cause.EXIT
         self._replace = False
         #: Whether its owner wants it to leave; the scheduler may change its mind, that does not.
@@ -121,6 +123,7 @@ class NannyCore:
                 case CallDone():
                     self._effects.append(Send("", Answer(event.rid, event.payload)))
                 case LinkLost():
+                    self.failed = self.failed or self.wish is not Wish.CLOSED
                     self._on_command("close", f"the link to the scheduler broke: {event.reason}", GRACE, now)
                 case Due():
                     self._on_due(now)
@@ -200,7 +203,7 @@ class NannyCore:
         if self.state not in (ChildState.DOWN, ChildState.GIVEN_UP):
             self._end(cause, reason, now, grace)
         elif self.wish is Wish.CLOSED:
-            self._effects.append(Stop(reason))
+            self._effects.append(Stop(reason, self.failed))
 
     def _restart(self, cause: Cause, reason: str, now: float, grace: float, hard: bool = False) -> None:
         if self.state in (ChildState.DOWN, ChildState.BACKOFF):
@@ -219,6 +222,7 @@ class NannyCore:
                     grace = min(message.timeout * _ASKING, GRACE)
                     self._restart(Cause.RESTART, message.reason, now, grace)
             case Close():
+                self.failed = self.failed or message.failed
                 self._on_command("close", message.reason, GRACE / _ASKING, now)
             case Leave():
                 self._on_leave(message, now)
@@ -268,7 +272,7 @@ class NannyCore:
             self.wish = Wish.CLOSED
             if not asked:
                 self._log_death(WARNING, reason, event, "it is not started again")
-            self._effects.append(Stop(reason))
+            self._effects.append(Stop(reason, self.failed))
 
     def _start_again(self, reason: str, event: ChildExited, now: float) -> None:
         self.restarts += 1
@@ -277,8 +281,9 @@ class NannyCore:
         if self._failed_starts >= self.crash_limit:
             self._advance(ChildEvent.GIVE_UP)
             self.wish = Wish.CLOSED
+            self.failed = True
             text = f"worker {self.name} failed to start {self._failed_starts} times in a row: {reason}"
-            self._effects += [Log(ERROR, text), Send("", WorkerGaveUp(text)), Stop(text)]
+            self._effects += [Log(ERROR, text), Send("", WorkerGaveUp(text)), Stop(text, True)]
             return
         pause = min(_FIRST_PAUSE * 2**self._failed_starts, _LONGEST_PAUSE) if never_up else 0.0
         self._due = now + pause

@@ -208,7 +208,7 @@ class Fleet(ABC):
             case Bye():
                 if worker.slot in state.nannies:
                     state.nannies[worker.slot].parted = worker.id
-                self._remove_worker(worker, message.reason or "it closed", expected=True)
+                self._remove_worker(worker, message.reason or "it closed", expected=not message.failed)
             case _:
                 assert_never(message)
 

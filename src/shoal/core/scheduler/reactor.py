@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import assert_never
 
+from shoal.core.distrust import Distrust
 from shoal.core.effects import WARNING, CallUser, CloseLink, Effect, Notify, Stop
 from shoal.core.events import (
     Asked,
@@ -85,6 +86,7 @@ class SchedulerCore(Meeting):
         super().__init__(id, settings)
         self.owing = Owing(self.state.clients, self.state.tasks, self.state.tell, self.state.bad_news)
         self.started = 0.0
+        self._distrust = Distrust()
         #: Since when there has been no work, at which count of transitions, when that is looked at next; why it closes.
         self._idle_since, self._idle_seen = 0.0, -1
         self._idle_check: float | None = None
@@ -139,6 +141,7 @@ class SchedulerCore(Meeting):
             effects.append(Notify("log_event", tuple(self.topics.watched)))
             self.topics.watched.clear()
         state.flush(effects)
+        self._distrust.look(lambda: check(state))
         if self.settings.validate:
             check(state)
         return effects
@@ -188,6 +191,13 @@ class SchedulerCore(Meeting):
 
     def _on_received(self, event: Received) -> None:
         role = self._roles.get(event.peer)
+        try:
+            self._hear(role, event)
+        except Exception as error:  # one peer's message: it costs that peer
+            self._effects += self._distrust.caught(role or "peer", event.peer, event.messages, error)
+            self._roles.pop(event.peer, None)
+
+    def _hear(self, role: str | None, event: Received) -> None:
         state = self.state
         if role == "worker":
             worker = state.workers.get(WorkerId(event.peer))

@@ -150,7 +150,7 @@ class WorkerCore(Copies):
             elif type(event) is CallDone:
                 self._out.append(Answer(event.rid, event.payload))
             elif type(event) is LinkLost:
-                effects.append(Stop(f"the link to the scheduler broke: {event.reason}"))
+                effects.append(Stop(f"the link to the scheduler broke: {event.reason}", True))
             elif type(event) is not Due:
                 raise TypeError(f"not an event of a worker's: {event!r}")
         self._ask_for_missing(now)
@@ -213,11 +213,11 @@ class WorkerCore(Copies):
             case ChangePlugin():
                 self._effects.append(InstallPlugin(message.rid, message.name, message.payload))
             case Close():
-                self._effects.append(Stop(message.reason))
+                self._effects.append(Stop(message.reason, message.failed))
             case WorkerRegistered():
                 self.registered = True
             case WorkerRejected():
-                self._effects.append(Stop(f"the scheduler refused this worker: {message.reason}"))
+                self._effects.append(Stop(f"the scheduler refused this worker: {message.reason}", True))
             case _:
                 assert_never(message)
 
