@@ -91,9 +91,8 @@ class Driver:
         if self._timer is not None:
             self._timer.cancel()
         self._timer_at = due
-        self._timer = (
-            None if due is None else self._loop.call_later(min(max(0.0, due - self._clock()), _LONGEST), self._on_timer)
-        )
+        delay = None if due is None else min(max(0.0, due - self._clock()), _LONGEST)
+        self._timer = None if delay is None else self._loop.call_later(delay, self._on_timer)
 
     def _on_timer(self) -> None:
         self._timer = self._timer_at = None
