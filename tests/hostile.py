@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import typing
+from collections.abc import Sequence
 from typing import Any
 
 from hypothesis import strategies as st
@@ -40,18 +41,20 @@ def payloads() -> st.SearchStrategy[Any]:
     return st.binary(max_size=8) | st.builds(Blob, st.just([b"pickle", b"buffer"]))
 
 
-def values(kind: Any, hostile: bool, depth: int = 0) -> st.SearchStrategy[Any]:
-    """Values of an annotation; with ``hostile``, some that no encoder takes."""
+def values(kind: Any, hostile: bool, depth: int = 0, words: Sequence[str] = ()) -> st.SearchStrategy[Any]:
+    """Values of an annotation; with ``hostile``, some that no encoder takes; ``words`` mean something."""
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if origin is typing.Annotated:
         meta = args[1]
         if meta.extra:
             found = payloads() if meta.extra["payload"] == "there" else payloads() | st.none()
             return found | hostile_object | st.integers() if hostile else found
-        inner = values(args[0], hostile, depth)
+        inner = values(args[0], hostile, depth, words)
         return inner if hostile or typing.get_origin(args[0]) is not list else inner.filter(bool)
     if kind is Any:
         return payloads() | plain_values(hostile)
+    if kind is str and words:
+        return st.sampled_from(words) | st.sampled_from(words) | hostile_text
     if kind is str:
         return good_text | hostile_text if hostile else good_text
     if kind is int:
@@ -65,15 +68,15 @@ def values(kind: Any, hostile: bool, depth: int = 0) -> st.SearchStrategy[Any]:
     if kind in (None, type(None)):
         return st.none()
     if origin is list:
-        return st.lists(values(args[0], hostile, depth + 1), max_size=3)
+        return st.lists(values(args[0], hostile, depth + 1, words), max_size=3)
     if origin is tuple:
-        return st.tuples(*(values(arg, hostile, depth + 1) for arg in args))
+        return st.tuples(*(values(arg, hostile, depth + 1, words) for arg in args))
     if origin is dict:
-        names, held = values(args[0], hostile, depth), values(args[1], hostile, depth + 1)
+        names, held = values(args[0], hostile, depth, words), values(args[1], hostile, depth + 1, words)
         return st.dictionaries(names.filter(_hashable), held, max_size=2)
     if origin is typing.Union or type(kind).__name__ == "UnionType":
-        return st.one_of(*(values(arg, hostile, depth) for arg in args if depth < 5 or arg is type(None)))
-    return structs(kind, hostile, depth + 1)
+        return st.one_of(*(values(arg, hostile, depth, words) for arg in args if depth < 5 or arg is type(None)))
+    return structs(kind, hostile, depth + 1, words)
 
 
 def _hashable(value: Any) -> bool:
@@ -84,7 +87,7 @@ def _hashable(value: Any) -> bool:
     return True
 
 
-def structs(kind: Any, hostile: bool, depth: int = 0) -> st.SearchStrategy[Any]:
+def structs(kind: Any, hostile: bool, depth: int = 0, words: Sequence[str] = ()) -> st.SearchStrategy[Any]:
     """Messages (or items of them) of one kind."""
     fields = typing.get_type_hints(kind, include_extras=True)
-    return st.builds(kind, *(values(fields[name], hostile, depth) for name in kind.__struct_fields__))
+    return st.builds(kind, *(values(fields[name], hostile, depth, words) for name in kind.__struct_fields__))
