@@ -73,7 +73,7 @@ FIRST = {
 
 
 @pytest.mark.parametrize("role", ["client", "worker", "nanny"])
-@settings(max_examples=150)
+@settings(max_examples=40)
 @given(data=st.data())
 def test_a_hostile_peer_harms_nobody_else(role: str, data: Any) -> None:
     """Of a cluster at work: its state stays right, and what others want is computed."""
@@ -110,7 +110,7 @@ def test_a_hostile_peer_harms_nobody_else(role: str, data: Any) -> None:
     assert (states["b"], states["d"]) == ("memory", "memory")
 
 
-@settings(max_examples=150)
+@settings(max_examples=40)
 @given(data=st.data())
 def test_a_hostile_scheduler_breaks_no_client(data: Any) -> None:
     """Its futures are in some state or other, and the next message is heard."""
@@ -120,7 +120,7 @@ def test_a_hostile_scheduler_breaks_no_client(data: Any) -> None:
         core.handle([Received("", [message])], 0.0)
 
 
-@settings(max_examples=150)
+@settings(max_examples=40)
 @given(data=st.data())
 def test_a_hostile_scheduler_breaks_no_nanny(data: Any) -> None:
     """Whatever it orders."""
