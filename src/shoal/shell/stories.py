@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import sys
 import time
 import traceback
 from collections.abc import Iterable
 from typing import Any, Final
 from uuid import uuid4
 
-from shoal import __version__, private
+from shoal import private
 from shoal.checks import text
 from shoal.shell.scratch import space
 
@@ -71,7 +72,7 @@ def write(program: str, error: BaseException, events: Iterable[Any], rows: Itera
         Transitions, the oldest first.
     """
     lines = [
-        f"shoal {__version__} {program}, process {os.getpid()}, {time.strftime('%Y-%m-%d %H:%M:%S %z')}",
+        f"shoal {program} (Python {sys.version.split()[0]}), process {os.getpid()}, {time.strftime('%Y-%m-%d %H:%M:%S %z')}",
         "",
         *traceback.format_exception(error),
         "what it was told in this turn:",
