@@ -71,8 +71,9 @@ def write(program: str, error: BaseException, events: Iterable[Any], rows: Itera
     rows
         Transitions, the oldest first.
     """
+    when = time.strftime("%Y-%m-%d %H:%M:%S %z")
     lines = [
-        f"shoal {program} (Python {sys.version.split()[0]}), process {os.getpid()}, {time.strftime('%Y-%m-%d %H:%M:%S %z')}",
+        f"shoal {program} (Python {sys.version.split()[0]}), process {os.getpid()}, {when}",
         "",
         *traceback.format_exception(error),
         "what it was told in this turn:",
