@@ -11,63 +11,30 @@ Payloads (:data:`Payload`) are user objects already turned into bytes: plain ``b
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Annotated, Any, Final
 
 import msgspec
 
-#: Threads of a worker.
-MOST_THREADS = 65_536
-
-# What a field may hold is checked where a message is decoded: one that breaks a limit closes its link.
-_MOST = 2**63 - 1
-#: A key as it travels (see ``ids.key_to_wire``).
-Key = Annotated[str, msgspec.Meta(min_length=1, max_length=2**20)]
-#: A name or an id that a process, a user or shoal gave; empty where there is none.
-Name = Annotated[str, msgspec.Meta(max_length=2**16)]
-#: Words for people.
-Text = Annotated[str, msgspec.Meta(max_length=2**24)]
-Count = Annotated[int, msgspec.Meta(ge=0, le=_MOST)]
-#: Bytes; -1 where they are not known.
-Size = Annotated[int, msgspec.Meta(ge=-1, le=_MOST)]
-Priority = Annotated[int, msgspec.Meta(ge=-(2**62), le=2**62)]
-Threads = Annotated[int, msgspec.Meta(ge=1, le=MOST_THREADS)]
-#: The number of a thread; -1 where it has none.
-Thread = Annotated[int, msgspec.Meta(ge=-1, le=_MOST)]
-#: Seconds from 0 on, and an amount of a resource: never NaN, never infinite.
-Time = Annotated[float, msgspec.Meta(ge=0.0, le=1e300)]
-Amount = Annotated[float, msgspec.Meta(ge=0.0, le=1e300)]
-Finite = Annotated[float, msgspec.Meta(ge=-1e300, le=1e300)]
-#: Bytes or a :class:`Blob`, which the codec checks (``core/payloads.py``); the second may be missing.
-Payload = Annotated[Any, msgspec.Meta(extra={"payload": "there"})]
-MaybePayload = Annotated[Any, msgspec.Meta(extra={"payload": "maybe"})]
+from shoal.fields import (
+    MOST,
+    Amount,
+    Count,
+    Finite,
+    Key,
+    MaybePayload,
+    Name,
+    Payload,
+    Priority,
+    Size,
+    Text,
+    Thread,
+    Threads,
+    Time,
+)  # fmt: skip
+from shoal.fields import Blob as Blob
 
 #: Refused at the handshake where it differs.
 PROTOCOL_VERSION = 2
-
-
-class Blob:
-    """A pickle and the buffers it refers to, none of them copied.
-
-    ``frames[0]`` is the pickle; the rest are its out-of-band buffers, in order.
-    """
-
-    __slots__ = ("frames",)
-
-    def __init__(self, frames: Sequence[bytes | memoryview]) -> None:
-        self.frames = list(frames)
-
-    @property
-    def nbytes(self) -> int:
-        return sum(len(f) if isinstance(f, bytes) else f.nbytes for f in self.frames)
-
-    def __repr__(self) -> str:
-        return f"<Blob {len(self.frames)} frames, {self.nbytes} bytes>"
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Blob) and [bytes(f) for f in self.frames] == [bytes(f) for f in other.frames]
-
-    __hash__ = None  # type: ignore[assignment]
 
 
 class Message(msgspec.Struct, array_like=True, tag=True, gc=False):
@@ -459,9 +426,9 @@ class Replicate(Message):
 
     rid: int
     keys: list[Key]
-    count: Annotated[int, msgspec.Meta(ge=1, le=_MOST)] | None = None
+    count: Annotated[int, msgspec.Meta(ge=1, le=MOST)] | None = None
     workers: list[Name] | None = None
-    branching: Annotated[int, msgspec.Meta(ge=1, le=_MOST)] = 2
+    branching: Annotated[int, msgspec.Meta(ge=1, le=MOST)] = 2
 
 
 class Rebalance(Message):

@@ -18,8 +18,8 @@ from uuid import uuid4
 
 from shoal import checks, config
 from shoal.errors import ConnectError, UsageError
+from shoal.fields import MOST_THREADS
 from shoal.ids import key_from_wire
-from shoal.messages import MOST_THREADS
 from shoal.programs.lifetime import Lifetime
 from shoal.programs.preloads import preloads
 from shoal.programs.servers import Server
