@@ -31,7 +31,7 @@ from shoal.fields import (
     Threads,
     Time,
 )  # fmt: skip
-from shoal.fields import Blob as Blob
+from shoal.fields import Blob as Blob  # noqa: PLC0414 - it is exported from here
 
 #: Refused at the handshake where it differs.
 PROTOCOL_VERSION = 2
