@@ -1,9 +1,10 @@
 """The scheduler's own time and memory for each task, by the size of the cluster.
 
-    python benchmarks/scale.py [--workers 10,100,1000,10000] [--tasks 100000]
+    python benchmarks/scale.py [--workers 10,100,1000,10000] [--tasks 100000] [--shapes map,tree,scarce]
 
 The scheduler's core alone, driven as its program drives it, with workers that answer at once: what it costs to take
-tasks, to choose a worker for each, to hear that it is done, and to let it go.
+tasks, to choose a worker for each, to hear that it is done, and to let it go. ``scarce`` is a map whose tasks need
+resources, of three kinds; nearly all of them wait at the scheduler.
 """
 
 from __future__ import annotations
@@ -36,6 +37,10 @@ from shoal.messages import (
 )
 
 
+#: What the tasks of a map take that need resources.
+SCARCE = [Options(resources={"GPU": 1.0}), Options(resources={"R": 0.5}), Options(resources={"GPU": 1.0, "R": 0.1})]
+
+
 def resident() -> int:
     with open("/proc/self/statm") as file:
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
@@ -47,7 +52,7 @@ def measure(n_workers: int, n_tasks: int, shape: str) -> tuple[float, float]:
     core.handle([LinkOpened("client", "c"), Received("c", [RegisterClient()])], 0.0)
     for number in range(n_workers):
         name = f"w{number}"
-        hello = RegisterWorker(name, name, [f"tcp://{name}:1"], 1, 0, 1, "host")
+        hello = RegisterWorker(name, name, [f"tcp://{name}:1"], 1, 0, 1, "host", resources={"GPU": 1, "R": 1})
         core.handle([LinkOpened("worker", name), Received(name, [hello])], 0.0)
     gc.collect()
     gc.freeze()
@@ -55,13 +60,14 @@ def measure(n_workers: int, n_tasks: int, shape: str) -> tuple[float, float]:
     specs = []
     n_tasks -= shape == "tree" and n_tasks % 2 == 0
     for number in range(n_tasks):
-        if shape == "map":
+        if shape != "tree":
             deps = []
         else:
             half = (n_tasks + 1) // 2
             deps = [] if number < half else [f"t-{2 * (number - half)}", f"t-{2 * (number - half) + 1}"]
-        specs.append(TaskSpec(f"t-{number}", "f", b"payload", deps, number))
-    wants = [spec.key for spec in specs] if shape == "map" else [specs[-1].key]
+        options = SCARCE[number % len(SCARCE)] if shape == "scarce" else None
+        specs.append(TaskSpec(f"t-{number}", "f", b"payload", deps, number, options))
+    wants = [spec.key for spec in specs] if shape != "tree" else [specs[-1].key]
     before = resident()
     now, most = 1.0, 0
     begun = time.perf_counter()
