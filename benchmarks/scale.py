@@ -36,7 +36,6 @@ from shoal.messages import (
     Unwant,
 )
 
-
 #: What the tasks of a map take that need resources.
 SCARCE = [Options(resources={"GPU": 1.0}), Options(resources={"R": 0.5}), Options(resources={"GPU": 1.0, "R": 0.1})]
 
