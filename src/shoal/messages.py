@@ -640,6 +640,12 @@ class WorkerStatus(Message):
     reason: Text = ""
 
 
+class WorkerResources(Message):
+    """This worker has other resources than before: all of them, by name."""
+
+    resources: dict[str, float]
+
+
 class GivenBack(Message):
     """Assignments (key and number) that this worker will not carry out: no thread had them."""
 
@@ -710,6 +716,7 @@ FromWorker = (
     | LongRunning
     | StealAnswer
     | WorkerStatus
+    | WorkerResources
     | GivenBack
     | Freed
     | AddKeys

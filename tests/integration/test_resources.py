@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dask
+import pytest
 
 from shoal import Client, Event, LocalCluster, wait
+from shoal.errors import UsageError
 from tests.integration.functions import inc, pid
 from tests.integration.helpers import until
 
@@ -57,3 +59,14 @@ def test_threads_of_named_pools_are_given_where_they_are_free() -> None:
         assert client.gather([client.submit(inc, n) for n in range(10, 15)]) == list(range(11, 16))
         Event("io").set()
         assert held.result(30)
+
+
+def test_a_worker_may_be_given_other_resources() -> None:
+    """Those that wait for them are placed at once; what makes no sense is refused."""
+    with LocalCluster(n_workers=1, threads_per_worker=2) as cluster, Client(cluster) as client:
+        stuck = client.submit(inc, 1, resources=GPU)
+        until(lambda: "none of 1 workers has" in client.why(stuck.key))
+        client.run(lambda dask_worker: dask_worker.set_resources(GPU=2))
+        assert stuck.result(30) == 2
+        with pytest.raises(UsageError, match="GPU"):
+            client.run(lambda dask_worker: dask_worker.set_resources(GPU="two"))

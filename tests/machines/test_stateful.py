@@ -96,6 +96,7 @@ from shoal.messages import (
     TaskSpec,
     Unwant,
     Want,
+    WorkerResources,
     WorkerStatus,
 )
 
@@ -419,7 +420,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         message = [Unwant(chosen), Cancel(chosen), Cancel(chosen, True), Retry(chosen), Want(chosen, self.wish)][what]
         self.tell(Received(client, [message]))
 
-    @rule(data=st.data(), what=st.integers(0, 11))
+    @rule(data=st.data(), what=st.integers(0, 12))
     def report(self, data: st.DataObject, what: int) -> None:
         """A worker says something about an assignment: the last, or one of long ago."""
         worker, key, attempt = data.draw(st.sampled_from(self.made))
@@ -437,6 +438,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             AddKeys([KeyInfo(key, 8, "int", data.draw(st.sampled_from(self.editions(key))))]),
             Missing(key, data.draw(st.lists(st.sampled_from([*self.workers, "w0"]), max_size=2)), ["w0"]),
             WorkerStatus(data.draw(st.booleans())),
+            WorkerResources(data.draw(st.sampled_from([{}, {"R": 1.0}, {"R": 0.5}, {"R": 2.0, "G": 1.0}]))),
             Heartbeat({}),
         ][what]
         self.say(worker, message)

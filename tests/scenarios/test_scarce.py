@@ -214,3 +214,36 @@ def test_a_task_with_inputs_goes_where_its_resource_is() -> None:
     s.flow()
     assert s.fetches("D") == {"E": ["x"]}
     s.finish()
+
+
+def test_other_resources_are_for_those_that_wait() -> None:
+    """More lets them start; less takes back what had not begun, and stops nothing."""
+    s = Script("A", nthreads=4, resources=GPU)
+    s.submit("big", resources={"GPU": 3.0})
+    many(s, 3, resources=GPU)
+    assert s.state("big") == "no-worker"
+    s.offers("A", {"GPU": 2.0})
+    s.flow()
+    assert s.runs("A") == ["t0", "t1"]
+    s.offers("A", {"GPU": 1.0})
+    s.flow()
+    s.ends("A", "t0")
+    s.flow()
+    assert s.runs("A") == ["t1"]
+    s.ends("A", "t1")
+    s.flow()
+    assert s.runs("A") == ["t2"]
+    s.offers("A", {"GPU": 3.0})
+    s.finish()
+
+
+def test_what_is_on_its_way_to_a_worker_that_has_less_by_then() -> None:
+    """It comes back, and goes to another."""
+    s = Script("A", resources=GPU)
+    s.submit("x", resources=GPU)
+    s.offers("A", {"GPU": 0.0})
+    s.flow()
+    assert s.state("x") == "no-worker"
+    s.join("B", 1, GPU)
+    s.flow()
+    assert s.runs("B") == ["x"]

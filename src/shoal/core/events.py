@@ -173,6 +173,12 @@ class Pressure(Event):
     reason: str = ""
 
 
+class Offered(Event):
+    """This worker is given resources, or other amounts of them, by name; those that are not named stay."""
+
+    resources: dict[str, float]
+
+
 class Spilling(Event):
     """Results take more memory than they should, or do no longer; which of them went to disk and came back since."""
 

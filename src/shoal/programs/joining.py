@@ -308,6 +308,18 @@ class Worker(Joining):
             raise ValueError("no task runs in this thread")
         return key_from_wire(key)
 
+    async def set_resources(self, **resources: float) -> None:
+        """Have other amounts of some abstract resources from now on.
+
+        What runs goes on; where less is there than is in use, nothing that needs it starts before that has ended.
+
+        Raises
+        ------
+        UsageError
+            If a name or an amount makes no sense.
+        """
+        await self.program.set_resources(**resources)
+
     async def get_metrics(self) -> dict[str, Any]:
         """How it is, as it tells the scheduler with each heartbeat."""
         found: dict[str, Any] = self.program.metrics()

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from uuid import uuid4
 
-from shoal import config
+from shoal import checks, config
 from shoal.checks import text
 from shoal.core.effects import (
     Answered,
@@ -36,6 +36,7 @@ from shoal.core.events import (
     FetchDone,
     FetchFailed,
     LinkLost,
+    Offered,
     Outcome,
     Outcomes,
     Pressure,
@@ -327,6 +328,20 @@ class WorkerProgram(Serving):
 
     def _on_pressure(self, paused: bool, why: str) -> None:
         self.driver.push(Pressure(paused, why))
+
+    async def set_resources(self, **resources: float) -> None:
+        """Have other amounts of some resources from now on. A nanny that starts this worker anew gives it the first.
+
+        What runs goes on; where less is there than is in use, nothing that needs it starts before that has ended.
+
+        Raises
+        ------
+        UsageError
+            If a name or an amount makes no sense.
+        """
+        given = checks.amounts(resources) or {}
+        self.resources.update(given)
+        self.driver.push(Offered(given))
 
     def log_event(self, topic: str | Sequence[str], msg: Any) -> None:
         """Log an event under one or more topics; callable in any thread.

@@ -28,7 +28,8 @@ HOSTS: Final = ("h0", "h1")
 WEIGHTS: Final = {
     "crash": 3, "join": 3, "cut": 2, "interruption": 4, "half-open link": 1, "slow worker": 2, "slow link": 2,
     "deaf worker": 2, "forgetful worker": 2, "stopped worker": 2, "lost heartbeats": 1, "pause": 3, "memory": 1,
-    "spilling": 3, "nanny restart": 1, "nanny death": 1, "release": 4, "cancel": 3, "resubmit": 4, "retry": 2,
+    "spilling": 3, "other resources": 4,
+    "nanny restart": 1, "nanny death": 1, "release": 4, "cancel": 3, "resubmit": 4, "retry": 2,
     "changes of mind": 4, "vanish": 1, "restart": 1, "redefine": 5, "restart of some": 2, "nanny orders": 2,
     "nanny leaves": 2, "broken files": 2, "scatter": 5, "retire": 4, "shrink": 2, "lifetime": 2, "replicate": 2,
     "rebalance": 1, "full link": 3,
@@ -369,6 +370,13 @@ def _spill(world: World, worker: WorkerNode, rng: Random) -> bool:
     return True
 
 
+def _offer(world: World, worker: WorkerNode, rng: Random) -> bool:
+    """Somebody gives a worker other resources."""
+    if world.options.resources:
+        worker.offer({"R": rng.choice([0.0, 0.5, 1.0, 3.0]), "G": rng.choice([0.0, 0.2, 1.0])})
+    return world.options.resources
+
+
 def _use_memory(world: World, worker: WorkerNode, rng: Random) -> bool:
     if worker.nanny is not None:
         worker.nanny.use_too_much()
@@ -420,6 +428,7 @@ _TO_WORKERS: Final[dict[str, Callable[[World, WorkerNode, Random], bool]]] = {
     "pause": _pause,
     "memory": _use_memory,
     "spilling": _spill,
+    "other resources": _offer,
     "nanny restart": _restart_one,
     "nanny death": _nanny_dies,
     "nanny orders": _order,

@@ -10,7 +10,19 @@ from typing import TYPE_CHECKING, Any
 from shoal.core.client.future import FutureRecord, FutureStatus
 from shoal.core.client.reactor import ClientCore
 from shoal.core.effects import Answered, CancelRun, Drop, Effect, Fetch, Log, Registered, Run, Send, Settled, Stop
-from shoal.core.events import Event, FetchDone, Outcome, Outcomes, Pressure, Received, Rejoined, Released, Said, Seceded
+from shoal.core.events import (
+    Event,
+    FetchDone,
+    Offered,
+    Outcome,
+    Outcomes,
+    Pressure,
+    Received,
+    Rejoined,
+    Released,
+    Said,
+    Seceded,
+)
 from shoal.core.worker.reactor import WorkerCore
 from shoal.messages import (
     Cancel,
@@ -49,6 +61,8 @@ class WorkerNode:
         self.core = WorkerCore(name, nthreads, self.resources, validate=world.validate, executors=self.executors)
         self.values: dict[str, bytes] = {}
         self.alive = True
+        #: Whether its resources were changed: what was on its way by then may wait.
+        self.offered = False
         #: How many times longer its tasks take.
         self.slowness = 1.0
         #: Until when it answers no peer, and until when nothing at all happens in it (SIGSTOP).
@@ -104,7 +118,7 @@ class WorkerNode:
             return
         for effect in self.core.handle(events, self.world.now):
             self._perform(effect)
-        if self.resources is not None and self.world.validate:
+        if self.resources is not None and self.world.validate and not self.offered:
             self.world.oracle.waits_for_nothing(self)
         if any(isinstance(said, Retired) for event in events if isinstance(event, Received) for said in event.messages):
             self.world.require(not self.values, f"{self.name} holds on to {list(self.values)}, and was let go of")
@@ -126,6 +140,13 @@ class WorkerNode:
         later, self._later = self._later, deque()
         for action in later:
             action()
+
+    def offer(self, resources: dict[str, float]) -> None:
+        """It has other resources from now on."""
+        if not self._put_off(lambda: self.offer(resources)) and self.alive:
+            self.resources = {**(self.resources or {}), **resources}
+            self.offered = True
+            self.tell(Offered(resources))
 
     def pause(self, seconds: float) -> None:
         """Its memory is short for a while."""

@@ -28,6 +28,7 @@ from shoal.core.events import (
     FetchFailed,
     LinkLost,
     LinkOpened,
+    Offered,
     Outcome,
     Outcomes,
     Pressure,
@@ -341,6 +342,10 @@ class Script:
 
     def resumes(self, worker: str) -> None:
         self._tell(worker, Pressure(False, "there is memory"))
+
+    def offers(self, worker: str, resources: dict[str, float]) -> None:
+        """A worker has other resources from now on."""
+        self._tell(worker, Offered(resources))
 
     def scatters(self, worker: str, key: str, client: str = "K") -> None:
         """A client puts a value on a worker."""

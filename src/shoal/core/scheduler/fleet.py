@@ -51,6 +51,7 @@ from shoal.messages import (
     Warned,
     WorkerRegistered,
     WorkerRejected,
+    WorkerResources,
     WorkerStatus,
 )
 
@@ -193,6 +194,8 @@ class Fleet(ABC):
                     state.freed(worker, attempt)
             case WorkerStatus():
                 self._on_worker_status(worker, message)
+            case WorkerResources():
+                state.set_resources(worker, message.resources)
             case StealAnswer():
                 self.balancer.answered(worker, message)
             case LongRunning():

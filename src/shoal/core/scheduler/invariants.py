@@ -94,7 +94,7 @@ def _check_claims(worker: WorkerRecord) -> None:
     if (worker.n_needy, worker.n_pooled) != (needy, sum(pools.values())):
         raise InvariantViolation(f"{worker!r} counts {worker.n_needy}, {worker.n_pooled}: {needy} needy, {pools}")
     over = {name: units for name, units in in_use.items() if units > worker.capacity.get(name, 0)}
-    if over or any(count > worker.executors.get(name, 0) for name, count in pools.items()):
+    if (over and not worker.lowered) or any(count > worker.executors.get(name, 0) for name, count in pools.items()):
         raise InvariantViolation(f"{worker!r} was given more than it has: {over or pools}")
 
 

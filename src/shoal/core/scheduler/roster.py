@@ -82,9 +82,9 @@ class WorkerRecord:
 
     __slots__ = (
         "addresses", "announced", "capacity", "claims", "executors", "functions", "has_what", "heap_load", "host",
-        "id", "in_use", "incoming", "incoming_nbytes", "last_seen", "lingering", "local_directory", "memory_limit",
-        "metrics", "n_ahead", "n_long_running", "n_needy", "n_pooled", "n_stealing", "n_stolen", "name", "nbytes",
-        "nthreads", "occupancy", "out", "out_free", "paused", "peers", "pid", "pools_in_use", "postponed",
+        "id", "in_use", "incoming", "incoming_nbytes", "last_seen", "lingering", "local_directory", "lowered",
+        "memory_limit", "metrics", "n_ahead", "n_long_running", "n_needy", "n_pooled", "n_stealing", "n_stolen", "name",
+        "nbytes", "nthreads", "occupancy", "out", "out_free", "paused", "peers", "pid", "pools_in_use", "postponed",
         "processing", "progress", "resources", "shut", "slot", "slots", "state",
     )  # fmt: skip
 
@@ -111,6 +111,8 @@ class WorkerRecord:
         #: The same in units, and how much of it is in use (see ``scarce.py``).
         self.capacity = {resource: offered(amount) for resource, amount in self.resources.items()}
         self.in_use: dict[str, int] = {}
+        #: Whether it had more once, so that more may be in use than it has.
+        self.lowered = False
         #: Threads of pools that it has beside the one that all tasks run in which ask for no other.
         self.executors = executors or {}
         #: How many threads of each of those are in use.

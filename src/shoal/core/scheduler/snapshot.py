@@ -21,7 +21,7 @@ _PLAIN = (
 _WORKER = (
     "name", "slot", "addresses", "host", "pid", "nthreads", "memory_limit", "local_directory", "resources",
     "executors", "slots", "n_ahead", "n_long_running", "n_stealing", "n_stolen", "occupancy", "nbytes",
-    "metrics", "last_seen", "lingering",
+    "metrics", "last_seen", "lingering", "lowered",
 )  # fmt: skip
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from shoal.core.amounts import offered
 from shoal.core.scheduler import explain, placement
 from shoal.core.scheduler.assignment import Assignment
 from shoal.core.scheduler.roster import (
@@ -482,6 +483,20 @@ class SchedulerState(Assignment):
         if not self.running_nthreads:
             for task in self.queue.tasks():
                 self._strand(task)
+
+    def set_resources(self, worker: WorkerRecord, resources: dict[str, float]) -> None:
+        """``worker`` has other resources than before; those that wait are placed by these."""
+        before, worker.resources = worker.capacity, dict(resources)
+        worker.capacity = {name: offered(amount) for name, amount in resources.items()}
+        worker.lowered |= any(worker.capacity.get(name, 0) < units for name, units in before.items())
+        if worker.running:
+            self.able.clear()
+            alone = self.scarce.leave(worker)
+            self.scarce.enter(worker)
+            for task in alone:
+                if task.shape is not None and not task.shape.able:
+                    self._strand(task)
+            self._ready += self.stranded.candidates(worker)
 
     def pause(self, worker: WorkerRecord) -> None:
         """``worker`` takes no tasks for now; it gives back what no thread of it has."""

@@ -41,7 +41,7 @@ def check(core: WorkerCore) -> None:
     taken = core.slots.taken()
     for name, total in core.slots.total.items():
         left = core.slots.free_units(name)
-        if left < 0 or left + taken[name] != offered(total):
+        if left + taken[name] != offered(total):
             raise InvariantViolation(f"resource {name}: {left} left and {taken[name]} taken of {total}")
 
 

@@ -31,6 +31,7 @@ from shoal.core.events import (
     FetchDone,
     FetchFailed,
     LinkLost,
+    Offered,
     Outcome,
     Outcomes,
     Pressure,
@@ -79,6 +80,7 @@ from shoal.messages import (
     Unknown,
     WorkerRegistered,
     WorkerRejected,
+    WorkerResources,
     WorkerStatus,
 )
 
@@ -143,6 +145,8 @@ class WorkerCore(Copies):
                 self._on_put_done(event)
             elif type(event) is Spilling:
                 self._on_spilling(event)
+            elif type(event) is Offered:
+                self._on_offered(event)
             elif type(event) is Pressure:
                 self._on_pressure(event)
             elif type(event) is ValuesLost:
@@ -251,7 +255,7 @@ class WorkerCore(Copies):
         """Start an attempt: find its inputs, or put it in line."""
         spec = record.spec
         assert spec is not None
-        if self.paused or self.leaving:
+        if self.paused or self.leaving or (spec.resources and not self.slots.could_run(spec.resources)):
             self._give_back(record)
             return
         self._attempt(record, AttemptEvent.AWAIT)
@@ -298,6 +302,16 @@ class WorkerCore(Copies):
         self._out.append(WorkerStatus(event.paused, event.reason))
         if event.paused:
             self._hand_back()
+
+    def _on_offered(self, event: Offered) -> None:
+        """Tell the scheduler, and let it place anew what was to have some of the resources there were before."""
+        self.stimulus = "offered"
+        self.slots.offer(event.resources)
+        self._out.append(WorkerResources(dict(self.slots.total)))
+        for record in list(self.keys.values()):
+            if record.attempt in PENDING and record.spec is not None and record.spec.resources:
+                self._drop_attempt(record)
+                self._give_back(record)
 
     def _on_spilling(self, event: Spilling) -> None:
         self.slots.short = event.short

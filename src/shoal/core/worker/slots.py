@@ -105,6 +105,16 @@ class Slots:
         """What is free of each resource."""
         return {name: max(0.0, amount_of(units)) for name, units in self._units.items()}
 
+    def offer(self, resources: dict[str, float]) -> None:
+        """Have other amounts of some resources. Where there is less than is in use, nothing starts before that ends."""
+        for name, amount in resources.items():
+            self._units[name] = self._units.get(name, 0) + offered(amount) - offered(self.total.get(name, 0.0))
+            self.total[name] = amount
+
+    def could_run(self, resources: dict[str, float]) -> bool:
+        """Whether there is as much of all resources, in use or not."""
+        return all(needed(amount) <= offered(self.total.get(name, 0.0)) for name, amount in resources.items())
+
     def free_units(self, name: str) -> int:
         """What is free of a resource, in units."""
         return self._units[name]
