@@ -17,7 +17,7 @@ from shoal.sim.world import run
 #: Kinds of events that must keep happening, with how often at least in the runs below.
 REACHED = {
     "scatter": 100, "scattered data": 150, "scattered data that was lost": 5, "retire": 150, "shrink": 60,
-    "lifetime": 80, "replicate": 50, "rebalance": 40, "workers that retired": 300, "machines that ended late": 30,
+    "lifetime": 80, "replicate": 40, "rebalance": 40, "workers that retired": 300, "machines that ended late": 30,
     "workers that could not retire": 80,
     "submit": 500, "results": 1500, "executions": 4000, "transfers": 500, "crash": 40, "join": 40, "cut": 30,
     "interruption": 50, "messages said again": 50, "redefine": 20,
@@ -26,7 +26,7 @@ REACHED = {
     "nanny orders": 10, "nanny leaves": 5, "restart of some": 30, "broken files": 20, "workers that were revived": 50,
     "starts that failed": 20, "workers that were silent for too long": 10, "assignments given back": 10,
     "no worker for too long": 10, "actors that were lost": 5, "tasks that launch tasks": 100,
-    "tasks that were given up": 3, "spilling": 40,
+    "tasks that were given up": 3, "spilling": 40, "other resources": 8,
     "unreachable peers": 5, "partial answers": 3, "release": 80, "cancel": 50, "cancellations": 50, "resubmit": 80,
     "retry": 30, "vanish": 20, "restart": 10, "tasks that raise": 100, "reschedules": 50, "errors": 80, "thefts": 20,
     "thefts refused": 20, "seceded tasks": 200, "rejoined tasks": 50, "changes of mind": 50,

@@ -64,9 +64,12 @@ class Oracle:
         world.require(not worker.core.leaving, f"{worker.name} begins {key}, and is to go")
         allowed = world.fates.may_run(key, worker.host, worker.resources or {})
         world.require(allowed, f"{key} runs on {worker.name} at {worker.host}, where it may not")
-        for name, amount in (worker.resources or {}).items():
+        for name, need in worker.holds[key].items():
+            amount = (worker.resources or {}).get(name, 0.0) if need else 0.0
             held = sum(holds.get(name, 0.0) for holds in worker.holds.values())
-            world.require(held <= amount + 1e-6, f"{worker.holds} take {held} {name} of {amount} on {worker.name}")
+            world.require(
+                not need or held <= amount + 1e-6, f"{worker.holds} take {held} {name} of {amount} on {worker.name}"
+            )
         task = world.scheduler.state.tasks.get(key)
         if task is not None and task.state is TaskState.MEMORY:
             world.count("needless executions")
