@@ -135,6 +135,12 @@ PLACES: Final[dict[str, Place]] = {
     ),
 }
 
+#: What the log calls some of them.
+_CALLED: Final = {
+    "adaptive": "adapting", "callback": "a callback", "handler": "the handler of an event", "hook": "a hook of a plugin",
+    "metric": "a metric", "preload": "the teardown of a preload", "source": "a look at the stacks of tasks",
+}  # fmt: skip
+
 #: Failures by place, since this process began.
 COUNTS: Final[Counter[str]] = Counter()
 _logged: dict[str, tuple[float, int]] = {}
@@ -197,7 +203,7 @@ def report(place: str, error: BaseException, what: str = "") -> None:
     place
         One of :data:`PLACES`.
     what
-        What failed, for the log; the place's name by default.
+        What failed, for the log; what the place is called by default.
     """
     COUNTS[place] += 1
     now, (last, skipped) = monotonic(), _logged.get(place, (0.0, 0))
@@ -206,7 +212,7 @@ def report(place: str, error: BaseException, what: str = "") -> None:
         return
     _logged[place] = (now, 0)
     more = f" (and {skipped} more since the last line)" if skipped else ""
-    say(logging.ERROR, f"{what or place} failed{more}: {described(error)}")
+    say(logging.ERROR, f"{what or _CALLED.get(place, place)} failed{more}: {described(error)}")
 
 
 def say(level: int, line: str) -> None:
