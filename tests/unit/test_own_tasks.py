@@ -54,7 +54,7 @@ def test_tasks_end_within_a_limit() -> None:
         tasks.spawn(asyncio.sleep(60))
         await tasks.end(0.01)
         assert not len(tasks)
-        await limited("a step", asyncio.sleep(60), 0.01)
+        await limited("a step", lambda: asyncio.sleep(60), 0.01)
 
     asyncio.run(main())
 

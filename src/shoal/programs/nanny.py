@@ -9,6 +9,7 @@ import os
 import signal
 import socket
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from time import monotonic
 from typing import Any, Final
@@ -322,18 +323,18 @@ class NannyProgram:
         """End the worker process and all else that there is. Whoever calls it returns once that is done."""
         self._push(Command("close", reason, _seconds(timeout)))
         # Each step has a limit of its own: whatever one of them waits for in vain, the others are made.
-        await limited(f"the end of worker {self.name}", self.finished.wait(), _seconds(timeout) + _CLOSING)
+        await limited(f"the end of worker {self.name}", self.finished.wait, _seconds(timeout) + _CLOSING)
         self.finished.set()
         if self._link is not None:
             self._link.send(Bye(text(self.reason or reason)))
             self._link.close(reason)
         self._orders.close()
-        await limited("the teardown of plugins", self._hooks.close(), _CLOSING)
+        await limited("the teardown of plugins", self._hooks.close, _CLOSING)
         await self._tasks.end(_CLOSING)
         self.driver.close()
-        await limited("the end of the process that forks workers", self._starter.close(), _CLOSING)
+        await limited("the end of the process that forks workers", self._starter.close, _CLOSING)
         self.logs.close()
-        await limited("the removal of scratch files", in_thread(self._scratch.close), _CLOSING)
+        await limited("the removal of scratch files", partial(in_thread, self._scratch.close), _CLOSING)
 
     def _push(self, event: Event) -> None:
         """Tell the core, and whoever waits for what may have come of it."""

@@ -137,8 +137,9 @@ PLACES: Final[dict[str, Place]] = {
 
 #: What the log calls some of them.
 _CALLED: Final = {
-    "adaptive": "adapting", "callback": "a callback", "handler": "the handler of an event", "hook": "a hook of a plugin",
-    "metric": "a metric", "preload": "the teardown of a preload", "source": "a look at the stacks of tasks",
+    "adaptive": "adapting", "callback": "a callback", "handler": "the handler of an event",
+    "hook": "a hook of a plugin", "metric": "a metric", "preload": "the teardown of a preload",
+    "source": "a look at the stacks of tasks",
 }  # fmt: skip
 
 #: Failures by place, since this process began.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from time import sleep
 from typing import Any, Final
 
@@ -138,11 +138,11 @@ class Every:
             self._timer.cancel()
 
 
-async def limited(what: str, coroutine: Coroutine[Any, Any, Any], seconds: float) -> None:
+async def limited(what: str, step: Callable[[], Awaitable[Any]], seconds: float) -> None:
     """Await a step of an end, for so long at the most; what it raises is logged, and the next step is taken."""
     try:
         async with asyncio.timeout(seconds):
-            await coroutine
+            await step()
     except TimeoutError as error:
         doors.report("program", error, f"{what} within {seconds:g} s")
     except BaseException as error:
