@@ -13,6 +13,7 @@ from shoal.core.scheduler.reactor import SchedulerCore
 from shoal.core.scheduler.settings import Settings
 from shoal.messages import TaskError
 from shoal.shell import doors, serialize
+from shoal.shell.logs import LogKeeper
 from shoal.shell.profiler import Profiler
 from tests.integration.hostile import DEEDS, METHODS, Rude, make
 
@@ -236,3 +237,17 @@ def test_the_profiler_looks_again(monkeypatch: pytest.MonkeyPatch) -> None:
     assert looked.wait(10)
     profiler.end(threading.get_ident())
     profiler.close()
+
+
+def test_what_is_logged_may_misbehave() -> None:
+    """A program that keeps the last lines keeps one that says so; who logs goes on."""
+    keeper = LogKeeper(10)
+    other = logging.getLogger("test.of.doors")
+    other.propagate = False
+    other.addHandler(keeper)
+    for deed in RAISING:
+        other.error("%s", make("__str__", deed))
+    assert len(keeper.last()) == min(10, len(RAISING))
+    assert "cannot be shown" in keeper.last(1)[0][1]
+    other.removeHandler(keeper)
+    keeper.close()

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from shoal import config
 from shoal.errors import ShoalError
+from shoal.shell.tasks import Every
 
 if TYPE_CHECKING:
     from shoal.deploy.cluster import Cluster
@@ -46,11 +47,10 @@ def make(cluster: Cluster) -> Any:
     name = "distributed.deploy.cluster-repr-interval"
     interval = config.seconds(config.get(name, 0.5), name) or 0.5
 
-    def refresh() -> None:
+    def refresh() -> float | None:
         status.value = cluster._repr_html_()
-        if cluster.status == "running":
-            cluster.loop.call_later(interval, refresh)
+        return interval if cluster.status == "running" else None
 
-    cluster.loop.call_soon_threadsafe(refresh)
+    cluster.loop.call_soon_threadsafe(lambda: Every(0.0, refresh, "the widget of a cluster"))
     by_hand, by_itself = w.HBox([wanted, scale]), w.HBox([least, most, adapt])
     return w.VBox([status, by_hand, by_itself, said])

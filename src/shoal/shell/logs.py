@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 from collections import deque
 
+from shoal.shell import doors
+
 FORMAT = "%(asctime)s - %(name)s - %(levelname)s - %(message)s"
 
 
@@ -46,7 +48,10 @@ class LogKeeper(logging.Handler):
         if record is self._newest:  # it came by way of another logger too
             return
         self._newest = record
-        text = self.format(record)
+        try:
+            text = self.format(record)
+        except BaseException as error:  # of what is logged: its own text is code of users'
+            text = f"{record.name} - {record.levelname} - (cannot be shown: {doors.text_of(error)})"
         if self._about in text:
             self._lines.append((record.levelname, text))
 
