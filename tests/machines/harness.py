@@ -6,7 +6,7 @@ import random
 from collections import deque
 from typing import Any
 
-from shoal.core.effects import CancelRun, Drop, Fetch, Run, Send
+from shoal.core.effects import CancelRun, Drop, Effect, Fetch, Run, Send
 from shoal.core.events import Event, FetchDone, LinkLost, LinkOpened, Outcome, Outcomes, Received
 from shoal.core.framing import Codec
 from shoal.core.scheduler.reactor import SchedulerCore
@@ -76,6 +76,15 @@ class Cluster:
                     self.fetches[name].append(effect)
                 case Drop():
                     self.data[name] -= set(effect.keys)
+                case _:
+                    self.other(name, effect)
+
+    def other(self, name: str, effect: Effect) -> None:
+        """What else a worker asks for."""
+
+    def hear(self, name: str, messages: list[Any]) -> None:
+        """A client is told something."""
+        self.inbox += messages
 
     def kill(self, name: str) -> None:
         del self.workers[name]
@@ -118,8 +127,8 @@ class Cluster:
         messages = codec.decode(body, [memoryview(b) for b in buffers])
         if target == "s":
             self.feed(Received(source, messages))
-        elif target == "c":
-            self.inbox += messages
+        elif self.roles[target] == "client":
+            self.hear(target, messages)
         else:
             self.tell(target, Received("s", messages))
 

@@ -68,8 +68,10 @@ class ClientCore:
                 raise TypeError(f"not an event of a client's: {event!r}")
         self._flush_unwanted()
         if self._settled:
-            effects.append(Settled(self._settled))
-            self._settled = []
+            settled = [record for record in self._settled if not record.pending]  # it may be computed again by now
+            self._settled.clear()
+            if settled:
+                effects.append(Settled(settled))
         return effects
 
     def deadline(self) -> float | None:
