@@ -107,7 +107,7 @@ class System(Cluster):
         self.turn(name, Said(make(self.rid)))
 
     def hear(self, name: str, messages: list[Any]) -> None:
-        if name in self.cores:
+        if name in self.cores and not self.cores[name].closed:
             self.turn(name, Received("s", messages))
 
     def other(self, name: str, effect: Effect) -> None:
@@ -124,6 +124,8 @@ class FutureMachine(RuleBasedStateMachine):
         self.published: set[str] = set()
         self.broken = True
         self.closed: set[str] = set()
+        #: What each client cancelled by force, as long as it is on its way.
+        self.forced: dict[str, set[str]] = {"C": set(), "D": set()}
 
     @initialize(seed=st.integers(0, 1000))
     def begin(self, seed: int) -> None:
@@ -151,6 +153,11 @@ class FutureMachine(RuleBasedStateMachine):
             if not adopted:
                 for one in others:
                     one.maybe_unknown = False
+        for other, forced in self.forced.items():
+            if not self.system.line(other, "s"):
+                forced.clear()
+            for future in made:
+                future.maybe_cancelled |= other != client and bool(forced & ancestors(future.key))
         self.futures += made
         self.system.turn(client, Said(message, [future.record for future in made]))
         return made
@@ -158,7 +165,7 @@ class FutureMachine(RuleBasedStateMachine):
     def cancelled(self, client: str, keys: set[str], force: bool) -> None:
         """What is made of ``keys`` may be cancelled: by force, for everybody."""
         for future in self.futures:
-            if future.held and keys & ancestors(future.key) and (force or future.client == client):
+            if keys & ancestors(future.key) and (force or future.client == client):
                 future.maybe_cancelled = True
 
     # ---------------------------------------------------------------------------------------- what users do
@@ -243,6 +250,8 @@ class FutureMachine(RuleBasedStateMachine):
             if one.record is current:
                 one.must = current.status.label
         self.cancelled(future.client, {future.key}, force)
+        if force:
+            self.forced[future.client].add(future.key)
         self.system.turn(future.client, Said(Cancel([future.key] * (1 + twice), force)))
 
     @precondition(lambda self: self.futures)

@@ -130,7 +130,13 @@ def submit(world: World, client: ClientNode, rng: Random, some: list[str]) -> bo
     if apart is not None:
         world.count("submissions to processes of their own")
     asked = TaskOptions(rng.randint(-1, 1), options.retries, hosts, others, needs, pool, actors, apart)
+    if rng.random() < 0.2:
+        wants.append(wants[0])
+        world.count("keys that were wanted twice")
     world.submit(client, tasks, wants, asked)
+    if not options.calm and rng.random() < 0.1:
+        client.release(wants[-1], by_hand=True)
+        world.count("releases at once")
     return True
 
 
@@ -164,9 +170,7 @@ def _redefine(world: World, client: ClientNode, rng: Random, some: list[str]) ->
     if world.oracle.ancestors(key) & world.oracle.scattered:
         return False
     changed = rng.choice(sorted(world.oracle.ancestors(key)))
-    record = client.core.futures.get(key)
-    for _ in range(record.refs if record is not None else 0):
-        client.release(key)
+    client.give_up(key)
 
     def again() -> None:
         if client.alive:
@@ -178,7 +182,7 @@ def _redefine(world: World, client: ClientNode, rng: Random, some: list[str]) ->
 
 def _release(world: World, client: ClientNode, rng: Random, some: list[str]) -> bool:
     for key in some:
-        client.release(key)
+        client.release(key, by_hand=rng.random() < 0.5)
     return bool(some)
 
 
@@ -186,13 +190,15 @@ def _cancel(world: World, client: ClientNode, rng: Random, some: list[str]) -> b
     if not some:
         return False
     client.cancel(some, rng.random() < 0.3)
+    if rng.random() < 0.3:
+        client.cancel(some * 2, force=False)
     if rng.random() < 0.5:  # and changes their mind at once
         resubmit(world, client, rng, some[0])
     return True
 
 
 def _retry(world: World, client: ClientNode, rng: Random, some: list[str]) -> bool:
-    client.retry(some)
+    client.retry(some * rng.randint(1, 2))
     return bool(some)
 
 
@@ -228,9 +234,7 @@ def _release_and_want(world: World, client: ClientNode, rng: Random, keys: list[
     if not client.alive:
         return
     for key in keys:
-        record = client.core.futures.get(key)
-        for _ in range(record.refs if record is not None else 0):
-            client.release(key)
+        client.give_up(key)
     pauses = [0.0, 0.001, 0.05, 0.3]
 
     def again() -> None:

@@ -32,7 +32,8 @@ def scatter(world: World, client: ClientNode, rng: Random, onto: str = "") -> bo
     oracle.scattered.add(key)
     oracle.expects({key: []}, {key: world.fates.value(key, [])})
     world.fates.asked({key: []}, Options())
-    client.hold(key)
+    for _ in range(rng.choice([1, 1, 2])):  # equal values have one key
+        client.hold(key)
     client.scattering.add(key)
     _put(world, client, rng, key, 1 if rng.random() < 0.7 else 3, onto)
     return True
@@ -43,7 +44,7 @@ def _put(world: World, client: ClientNode, rng: Random, key: str, copies: int, o
     usable = [w for w in usable if (w.nanny or w).name == onto] or usable
     if not usable or not client.alive:
         client.scattering.discard(key)
-        client.release(key)
+        client.give_up(key)
         return
     chosen = rng.sample(usable, min(copies, len(usable)))
     left, good = len(chosen), 0
@@ -58,7 +59,7 @@ def _put(world: World, client: ClientNode, rng: Random, key: str, copies: int, o
             world.after(rng.uniform(0, 0.1), wanted)
         else:
             client.scattering.discard(key)
-            client.release(key)
+            client.give_up(key)
 
     def wanted() -> None:
         client.scattering.discard(key)

@@ -390,17 +390,25 @@ class ClientNode:
         if record is not None:
             self.tell(Said(Want([key]), [record]))
 
-    def release(self, key: str) -> None:
-        """Let go of one future."""
+    def release(self, key: str, by_hand: bool = False) -> None:
+        """Let go of one future; by hand, the user may look at it afterwards."""
         record = self.core.futures.get(key)
         if record is not None and record.handles:
             record.handles.pop()
+            if by_hand:
+                self.core.forsake(record)
+                self.world.require(record.over or bool(record.handles), f"{key} was released, and is {record}")
             self.tell(Released(record))
 
+    def give_up(self, key: str) -> None:
+        """Let go of all futures of a key."""
+        record = self.core.futures.get(key)
+        for _ in range(record.refs if record is not None else 0):
+            self.release(key)
+
     def release_all(self) -> None:
-        for record in list(self.core.futures.values()):
-            for _ in range(record.refs):
-                self.release(record.key)
+        for key in list(self.core.futures):
+            self.give_up(key)
 
     def cancel(self, keys: list[str], force: bool) -> None:
         self.world.oracle.cancels(self, keys, force)
@@ -409,6 +417,8 @@ class ClientNode:
 
     def retry(self, keys: list[str]) -> None:
         records = self.core.retry(keys)
+        for record in records:
+            self.world.require(record.pending, f"{record} is to run again, and is not pending")
         if records:
             self.tell(Said(Retry([record.key for record in records]), records))
 

@@ -384,7 +384,7 @@ class SchedulerCore(Meeting):
 
     def _on_want(self, client: ClientRecord, keys: list[str]) -> None:
         state = self.state
-        for key in keys:
+        for key in dict.fromkeys(keys):
             task = state.tasks.get(key)
             if task is not None:
                 state.want(client, task)
