@@ -23,7 +23,7 @@ from rich.table import Table
 SOURCE = Path(__file__).parents[1] / "src"
 TESTS = Path(__file__).parents[1] / "tests"
 BY_HAND = [
-    TESTS / "scenarios", TESTS / "machines", TESTS / "unit" / "test_nanny_core.py", TESTS / "unit" / "test_worker_parts.py",
+    TESTS / "scenarios", TESTS / "machines", TESTS / "unit" / "test_hostile_messages.py", TESTS / "unit" / "test_nanny_core.py", TESTS / "unit" / "test_worker_parts.py",
 ]  # fmt: skip
 STATE, SCHEDULER = "core/scheduler/state.py", "core/scheduler/reactor.py"
 ASSIGNMENT, SCARCE = "core/scheduler/assignment.py", "core/scheduler/scarce.py"
@@ -31,11 +31,30 @@ WORKER, CLIENT = "core/worker/reactor.py", "core/client/reactor.py"
 COPIES, FLEET, SLOTS = "core/worker/copies.py", "core/scheduler/fleet.py", "core/worker/slots.py"
 CHANNEL, NANNY = "core/channel.py", "core/nanny/reactor.py"
 OWING = "core/scheduler/owing.py"
+DISTRUST, PARCELS, UNSENDABLE = "core/distrust.py", "core/parcels.py", "core/unsendable.py"
+MEETING = "core/scheduler/meeting.py"
 BOXES, LOCKS = "core/scheduler/boxes.py", "core/scheduler/locks.py"
 RETIREMENT, COPYING = "core/scheduler/retirement.py", "core/scheduler/copying.py"
 
 #: What is broken, where, and how: the text that goes, and what comes in its place.
 MUTATIONS: list[tuple[str, str, str, str]] = [
+    ("a peer whose message raised stays", SCHEDULER,
+     "            self._roles.pop(event.peer, None)\n\n    def _hear", "\n    def _hear"),
+    ("the link of a peer whose message raised is not closed", DISTRUST,
+     "            CloseLink(peer, reason),\n", ""),
+    ("invariants are not looked at after a bad message", DISTRUST,
+     "            check()\n", "            pass\n"),
+    ("what a request is asked with is not checked", MEETING,
+     "arguments.check(message.args)", "message.args"),
+    ("a message that cannot be encoded takes the rest of its turn along", PARCELS,
+     "            for message in messages:\n                yield from self._encoded([message])\n            return",
+     "            return"),
+    ("a task that cannot be reported is not failed", UNSENDABLE,
+     "            return Fallback([Failed(item.key, item.attempt, 0.0, 0.0, error) for item in message.items], [])",
+     "            return Fallback([], [])"),
+    ("a submission ends before its last piece", SCHEDULER,
+     "            case Submit() if message.more:\n                client.pieces.append(message)",
+     "            case Submit() if message.more:\n                self._on_submit(client, message)"),
     ("a finished task does not wake its dependents", STATE,
      "                if dependent.n_waiting == 0:\n                    self._ready.append(dependent)\n            elif",
      "                if dependent.n_waiting == 0:\n                    pass\n            elif"),

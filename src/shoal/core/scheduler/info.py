@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Final
 
-from shoal.core.scheduler import explain, scaling
+from shoal.core.scheduler import arguments, explain, scaling
 from shoal.core.scheduler.roster import NannyRecord, WorkerRecord
 from shoal.core.scheduler.snapshot import save
 from shoal.core.scheduler.task import Task, TaskState
@@ -30,7 +30,7 @@ def answer(core: SchedulerCore, what: str, args: dict[str, Any]) -> Any:
     function = QUESTIONS.get(what)
     if function is None:
         raise UsageError(f"the scheduler cannot be asked for {what!r}; it knows {', '.join(sorted(QUESTIONS))}")
-    return function(core, **args)
+    return function(core, **arguments.check(args))
 
 
 def _workers(core: SchedulerCore, names: Iterable[str] | None) -> list[WorkerRecord]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from shoal.core.effects import WARNING
+from shoal.core.scheduler import arguments
 from shoal.core.scheduler.boxes import Boxes
 from shoal.core.scheduler.locks import Locks
 from shoal.core.scheduler.progress import Watches
@@ -106,7 +107,7 @@ class Meeting(Spreading):
             self._answer(client, message.rid, None, str(error))
 
     def _meet(self, client: ClientId, message: Meet) -> None:
-        rid, name, args = message.rid, message.name, message.args
+        rid, name, args = message.rid, message.name, arguments.check(message.args)
         item = (message.payload, message.keys)
         limit = args.get("timeout")
         due = None if limit is None else self.state.now + limit

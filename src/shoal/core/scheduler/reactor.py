@@ -33,7 +33,6 @@ from shoal.core.scheduler.roster import ClientRecord, FunctionRecord
 from shoal.core.scheduler.settings import Settings
 from shoal.core.scheduler.task import ACTIVE, Task, TaskState
 from shoal.core.splitting import join
-from shoal.errors import ShoalError
 from shoal.ids import ClientId, SlotId, WorkerId
 from shoal.messages import (
     CANCELLED,
@@ -410,7 +409,7 @@ class SchedulerCore(Meeting):
     def _on_query(self, client: ClientRecord, message: Query) -> None:
         try:
             value = info.answer(self, message.what, message.args)
-        except (ShoalError, TypeError, KeyError) as error:
+        except Exception as error:  # a question changes nothing: whatever it raises is its answer
             state_error = f"{type(error).__name__}: {error}"
             self.state.tell(client, Answer(message.rid, None, state_error))
         else:
