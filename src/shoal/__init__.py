@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+# These two cannot be imported any more once the main thread has ended, where other threads go on.
+import concurrent.futures.process
+import concurrent.futures.thread  # noqa: F401
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
