@@ -42,7 +42,10 @@ FILES_IN_A_WORKER: Final = 28
 def main() -> None:
     """Read the options, run until stdin closes."""
     standard.take_over()
-    options = json.loads(sys.stdin.buffer.readline())
+    line = sys.stdin.buffer.readline()
+    if not line.endswith(b"\n"):
+        return  # who started it has ended before it had said what is wanted
+    options = json.loads(line)
     config.inherit(options.pop("config"))
     config.hide_secret(unpack(options["secret"]))
     config.extend_import_path(options.pop("sys_path"))

@@ -30,6 +30,8 @@ from shoal.shell import limits, serialize, standard
 from shoal.shell.logs import print_from
 from shoal.shell.loops import new_event_loop
 
+#: Signals that wait until the process is ready for them.
+_LATER: Final = {signal.SIGINT, signal.SIGTERM}
 #: Open files of a worker beside those that its nanny gives it.
 _FILES: Final = 16
 
@@ -37,6 +39,7 @@ _FILES: Final = 16
 def main() -> None:
     """Run a worker in a process of its own."""
     standard.take_over()
+    signal.pthread_sigmask(signal.SIG_SETMASK, _LATER)
     die_with_parent()
     _run(*(int(descriptor) for descriptor in sys.argv[1:4]))
 
@@ -55,7 +58,7 @@ def become(descriptors: Sequence[int], env: dict[str, str] | None = None) -> NoR
             if callable(signal.getsignal(number)):
                 signal.signal(number, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        signal.pthread_sigmask(signal.SIG_SETMASK, _LATER)
         _close_all_but({0, 1, 2, *kept})
         if env is not None:
             os.environ.clear()
@@ -128,6 +131,7 @@ async def _serve(options: dict[str, Any], report: int, recorder: int) -> None:
 
     loop.add_signal_handler(signal.SIGINT, told.set)  # from the nanny
     loop.add_signal_handler(signal.SIGTERM, leave)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
     pipe = asyncio.StreamReader()
     lifeline = os.fdopen(0, "rb", buffering=0, closefd=False)
     transport, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(pipe), lifeline)

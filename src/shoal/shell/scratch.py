@@ -6,6 +6,7 @@ the process lives, whatever way it ends. Who starts next on the machine removes 
 
 from __future__ import annotations
 
+import atexit
 import errno
 import fcntl
 import logging
@@ -27,6 +28,8 @@ logger = logging.getLogger("shoal.scratch")
 _NAME: Final = re.compile(r"[a-z]+-[0-9a-f]{12}")
 _LOCK: Final = ".lock"
 _ADVICE: Final = "set local_directory (--local-directory, or temporary-directory in the configuration) to another place"
+#: Those of this process: what is still there when the interpreter ends is removed then.
+_open: set[Scratch] = set()
 #: Bases of which was said that others may replace what is in them.
 _warned: set[str] = set()
 
@@ -128,6 +131,7 @@ class Scratch:
         within = _open_space(local_directory)
         self._locking = bool(config.get("distributed.worker.use-file-locking", True))
         self._descriptor: int | None = None
+        self._pid = os.getpid()
         try:
             if self._locking:
                 _remove_orphans(within)
@@ -149,6 +153,7 @@ class Scratch:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if _is(descriptor, within, name):
                 self._descriptor = descriptor
+                _open.add(self)
                 return True
         except BlockingIOError:
             pass  # whoever removes orphans has it
@@ -161,8 +166,18 @@ class Scratch:
     def _unlock(self, within: private.Directory) -> None:
         if self._descriptor is not None:
             within.remove(self.path.name + _LOCK)
+            self._let_go()
+
+    def _let_go(self) -> None:
+        _open.discard(self)
+        if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
+
+    @property
+    def is_own(self) -> bool:
+        """Whether this process made it, and not one that it was forked from."""
+        return self._pid == os.getpid()
 
     def renew(self) -> None:
         """Make it again if somebody has removed it, as those do who clear up the system's temporary files.
@@ -193,12 +208,17 @@ class Scratch:
             within = private.Directory(self.path.parent, create=False)
         except OSError as error:
             _complain(str(self.path.parent), error)
-            if self._descriptor is not None:
-                os.close(self._descriptor)
-                self._descriptor = None
+            self._let_go()
             return
         within.remove_tree(self.path.name, _complain)
         self._unlock(within)
+
+
+@atexit.register
+def _close_all() -> None:
+    for scratch in tuple(_open):
+        if scratch.is_own:
+            scratch.close()
 
 
 @contextmanager
