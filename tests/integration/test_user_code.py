@@ -6,11 +6,13 @@ import asyncio
 import contextlib
 import ctypes
 import os
+import resource
 import sys
 import threading
 import time
 from typing import Any
 
+import dask
 import pytest
 
 from shoal import (
@@ -325,3 +327,35 @@ class Moody(Adaptive):
     async def target(self) -> int:
         DEEDS[self.deed]()
         return 0
+
+
+def _use_up_descriptors() -> int:
+    """As a task does that leaks files."""
+    limit = len(os.listdir("/proc/self/fd")) + 1
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+    _kept.extend(os.dup(0) for _ in range(limit - len(os.listdir("/proc/self/fd"))))
+    return os.getpid()
+
+
+_kept: list[int] = []
+
+
+def _give_back() -> int:
+    count = len(_kept)
+    while _kept:
+        os.close(_kept.pop())
+    return count
+
+
+def test_a_task_that_uses_up_all_descriptors_costs_no_thread() -> None:
+    """Tasks that need none go on, and so do heartbeats."""
+    with (
+        dask.config.set({"distributed.worker.heartbeat-interval": "50ms"}),
+        LocalCluster(n_workers=1, threads_per_worker=1) as cluster,
+        Client(cluster) as client,
+    ):
+        pid = client.submit(_use_up_descriptors).result(10)
+        assert client.gather(client.map(abs, range(20))) == list(range(20))
+        time.sleep(0.2)
+        assert all(count > 0 for count in client.run(_give_back).values())
+        assert client.submit(_pid, pure=False).result(10) == pid

@@ -232,6 +232,7 @@ class WorkerProgram(Serving):
         self._tasks = Tasks(f"worker {self.name}")
         self._loop = loop
         self._heartbeat: Every | None = None
+        self._figures: dict[str, Any] = {}
 
     @property
     def reason(self) -> str:
@@ -444,9 +445,11 @@ class WorkerProgram(Serving):
         if self._link is None or self._link.closed:
             return None
         for pool in self._pools.values():
-            pool.watch()
+            doors.call("program", pool.watch)
         if not self._link.full:  # it would be old by the time it is read
-            self._link.send(Heartbeat(self.metrics()))
+            # Where a figure cannot be had (descriptors have run out), the last ones are told: it is alive all the same.
+            self._figures = doors.call("program", self.metrics, otherwise=self._figures)
+            self._link.send(Heartbeat(self._figures))
         AREAS.trim()
         return interval
 
