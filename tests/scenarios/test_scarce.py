@@ -247,3 +247,12 @@ def test_what_is_on_its_way_to_a_worker_that_has_less_by_then() -> None:
     s.join("B", 1, GPU)
     s.flow()
     assert s.runs("B") == ["x"]
+
+
+def test_a_pool_that_no_worker_ever_had_is_an_error() -> None:
+    """At once, since nothing else is in the way; also where it takes a resource that is there."""
+    s = Script("A", resources=GPU)
+    s.submit("x", executor="unknown")
+    s.submit("y", executor="unknown", resources=GPU)
+    s.flow()
+    assert (s.future("x"), s.future("y")) == ("error", "error")

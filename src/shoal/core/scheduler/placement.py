@@ -53,7 +53,7 @@ def allowed(task: Task, worker: WorkerRecord, pools: bool = True) -> bool:
     if options is None:
         return True
     if task.shape is not None:
-        return task.shape.allows(worker)
+        return task.shape.allows(worker, pools)
     if options.resources and any(worker.resources.get(name, 0) < need for name, need in options.resources.items()):
         return False
     if pools and options.executor and options.executor not in worker.executors:

@@ -43,11 +43,11 @@ class Shape:
         self.preferred: dict[WorkerRecord, None] = {}
         self.forgotten = False
 
-    def allows(self, worker: WorkerRecord) -> bool:
-        """Whether ``worker`` could run such a task if nothing else ran there."""
+    def allows(self, worker: WorkerRecord, pools: bool = True) -> bool:
+        """Whether ``worker`` could run such a task if nothing else ran (``pools=False``: whatever pools it has)."""
         if any(worker.capacity.get(name, 0) < units for name, units in self.needs):
             return False
-        if self.executor and worker.executors.get(self.executor, 0) < 1:
+        if pools and self.executor and worker.executors.get(self.executor, 0) < 1:
             return False
         return not self.names or self.loose or any(worker.answers_to(name) for name in self.names)
 
