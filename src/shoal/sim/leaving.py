@@ -59,7 +59,7 @@ def _put(world: World, client: ClientNode, rng: Random, key: str, copies: int, o
             world.after(rng.uniform(0, 0.1), wanted)
         else:
             client.scattering.discard(key)
-            client.give_up(key)
+            client.let_go(key)
 
     def wanted() -> None:
         client.scattering.discard(key)

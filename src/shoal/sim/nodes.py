@@ -36,6 +36,7 @@ from shoal.messages import (
     Submit,
     TaskError,
     TaskSpec,
+    Unwant,
     Want,
 )
 
@@ -405,6 +406,12 @@ class ClientNode:
         record = self.core.futures.get(key)
         for _ in range(record.refs if record is not None else 0):
             self.release(key)
+
+    def let_go(self, key: str) -> None:
+        """Let go of data that was put in vain, as ``Client.scatter`` does: the scheduler may have heard of a copy."""
+        self.give_up(key)
+        if key not in self.core.futures:
+            self.tell(Said(Unwant([key])))
 
     def release_all(self) -> None:
         for key in list(self.core.futures):
