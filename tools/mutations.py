@@ -24,6 +24,7 @@ SOURCE = Path(__file__).parents[1] / "src"
 TESTS = Path(__file__).parents[1] / "tests"
 BY_HAND = [
     TESTS / "scenarios", TESTS / "machines", TESTS / "unit" / "test_hostile_messages.py", TESTS / "unit" / "test_nanny_core.py", TESTS / "unit" / "test_worker_parts.py",
+    TESTS / "unit" / "test_liveness.py",
 ]  # fmt: skip
 STATE, SCHEDULER = "core/scheduler/state.py", "core/scheduler/reactor.py"
 ASSIGNMENT, SCARCE = "core/scheduler/assignment.py", "core/scheduler/scarce.py"
@@ -33,6 +34,7 @@ CHANNEL, NANNY = "core/channel.py", "core/nanny/reactor.py"
 OWING = "core/scheduler/owing.py"
 DISTRUST, PARCELS, UNSENDABLE = "core/distrust.py", "core/parcels.py", "core/unsendable.py"
 MEETING = "core/scheduler/meeting.py"
+LIVENESS, CARRYING = "core/liveness.py", "core/scheduler/carrying.py"
 BOXES, LOCKS = "core/scheduler/boxes.py", "core/scheduler/locks.py"
 RETIREMENT, COPYING = "core/scheduler/retirement.py", "core/scheduler/copying.py"
 
@@ -187,6 +189,18 @@ MUTATIONS: list[tuple[str, str, str, str]] = [
     ("meeting: later requests for several names overtake earlier ones", LOCKS, "                spoken_for.update(names)", "                pass"),
     ("meeting: one lease more than there are", LOCKS, "len(semaphore.held) < semaphore.most", "len(semaphore.held) <= semaphore.most"),
     ("meeting: what was fired and forgotten is kept for ever", "core/scheduler/meeting.py", "                    self.state.unwant(record, task)", "                    pass"),
+    ("a silent link is never judged", LIVENESS, "        if now - self.heard_at >= self.timeout:", "        if False:"),
+    ("a judge that stood still extends nothing", LIVENESS, "min(passed, 2 * self.period)", "passed"),
+    ("a silent process counts as a machine that is gone", LIVENESS, "(machine is None or machine >= self.timeout)", "True"),
+    ("bytes are no life", LIVENESS, "        if heard:\n            self.heard_at = now\n", ""),
+    ("nobody beats", LIVENESS, "            return Verdict.BEAT\n", "            return Verdict.FINE\n"),
+    ("what cannot be fetched is not asked for by way of the scheduler", COPIES, "if self.fetcher.is_round(fetch.peer, now):", "if False:"),
+    ("a value that came by way of the scheduler is not taken", COPIES, "            self._effects.append(TakeOver(", "            (TakeOver("),
+    ("a worker is not told that its errand failed", CARRYING, "            self._say(errand.asker, Given(errand.rid, reason=reason))", "            pass"),
+    ("an errand outlives its holder", CARRYING, "            if who in (errand.asker, errand.holder):\n                del self._under_way[number]\n", "            if False:\n                del self._under_way[number]\n"),
+    ("errands have no deadline", CARRYING, "            if now >= errand.deadline:", "            if False:"),
+    ("a holder has several errands at a time", CARRYING, "errand.holder in busy or ", ""),
+    ("where a task goes is chosen as if there were no cuts", "core/scheduler/placement.py", "    cuts = state.cuts or None\n", "    cuts = None\n"),
     ("a task whose process was ended counts as begun", WORKER, 'outcome.status not in ("skipped", "killed")', 'outcome.status != "skipped"'),
     ("the processes of tasks that nobody wants go on", WORKER, "CancelRun([key], kill=True)", "CancelRun([key])"),
 ]  # fmt: skip

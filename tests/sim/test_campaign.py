@@ -31,6 +31,8 @@ REACHED = {
     "retry": 30, "vanish": 20, "restart": 10, "tasks that raise": 100, "reschedules": 50, "errors": 80, "thefts": 20,
     "thefts refused": 20, "seceded tasks": 200, "rejoined tasks": 50, "changes of mind": 50,
     "values that were forgotten": 5, "late reports": 30, "results that were lost": 50,
+    "parted workers": 30, "transfers over a cut": 5, "values by way of the scheduler": 5, "machines that vanished": 10,
+    "silent cuts (both)": 10, "silent cuts (up)": 5, "silent cuts (down)": 5,
     "submissions with resources": 50, "submissions to one host": 50,
 }  # fmt: skip
 

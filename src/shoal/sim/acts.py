@@ -16,6 +16,7 @@ from shoal.sim.options import Options
 from shoal.sim.workload import graph
 
 if TYPE_CHECKING:
+    from shoal.sim.nannies import NannyNode
     from shoal.sim.nodes import ClientNode, WorkerNode
     from shoal.sim.world import World
 
@@ -32,13 +33,13 @@ WEIGHTS: Final = {
     "nanny restart": 1, "nanny death": 1, "release": 4, "cancel": 3, "resubmit": 4, "retry": 2,
     "changes of mind": 4, "vanish": 1, "restart": 1, "redefine": 5, "restart of some": 2, "nanny orders": 2,
     "nanny leaves": 2, "broken files": 2, "scatter": 5, "retire": 4, "shrink": 2, "lifetime": 2, "replicate": 2,
-    "rebalance": 1, "full link": 3,
+    "rebalance": 1, "full link": 3, "parted workers": 3, "silent cut": 3,
 }  # fmt: skip
 #: What may happen in calm runs.
 CALM: Final = {
     "join": 3, "interruption": 3, "slow worker": 2, "slow link": 2, "stopped worker": 1, "lost heartbeats": 1,
     "pause": 4, "scatter": 5, "retire": 6, "shrink": 4, "lifetime": 3, "replicate": 2, "rebalance": 2,
-    "full link": 2,
+    "full link": 2, "parted workers": 2,
 }  # fmt: skip
 
 
@@ -284,7 +285,7 @@ def _interrupt(world: World, worker: WorkerNode, rng: Random) -> bool:
     nodes: list[WorkerNode | ClientNode] = [worker, *world.clients.values()]
     node = rng.choice(nodes)
     down = world.down(node)
-    if node.up is None or down is None or node.up.interrupted:
+    if node.up is None or down is None or node.up.interrupted or down.interrupted:
         return False
     wires = (node.up, down)
     for wire in wires:
@@ -295,6 +296,20 @@ def _interrupt(world: World, worker: WorkerNode, rng: Random) -> bool:
 
     world.after(rng.choice([0.01, 0.2, 1.0]), go_on)
     return True
+
+
+def _part(world: World, worker: WorkerNode, rng: Random) -> bool:
+    """Two workers cannot reach each other; the scheduler can reach both."""
+    others = [other.name for other in world.workers.values() if other is not worker]
+    if others:
+        world.partings.part(worker.name, rng.choice(others), rng)
+    return bool(others)
+
+
+def _fall_silent(world: World, worker: WorkerNode, rng: Random) -> bool:
+    """A machine and the scheduler's cannot reach each other, and nobody is told."""
+    nodes: list[WorkerNode | ClientNode | NannyNode] = [worker, *world.nannies.values(), *world.clients.values()]
+    return world.silence(rng.choice(nodes), rng)
 
 
 def _half_open(world: World, worker: WorkerNode, rng: Random) -> bool:
@@ -422,6 +437,8 @@ _TO_WORKERS: Final[dict[str, Callable[[World, WorkerNode, Random], bool]]] = {
     "cut": _cut,
     "interruption": _interrupt,
     "half-open link": _half_open,
+    "parted workers": _part,
+    "silent cut": _fall_silent,
     "slow worker": _slow,
     "slow link": _slow_link,
     "forgetful worker": _forgetful,

@@ -9,7 +9,21 @@ from typing import TYPE_CHECKING, Any
 
 from shoal.core.client.future import FutureRecord, FutureStatus
 from shoal.core.client.reactor import ClientCore
-from shoal.core.effects import Answered, CancelRun, Drop, Effect, Fetch, Log, Registered, Run, Send, Settled, Stop
+from shoal.core.effects import (
+    Answered,
+    CancelRun,
+    Drop,
+    Effect,
+    Fetch,
+    HandOver,
+    Log,
+    Registered,
+    Run,
+    Send,
+    Settled,
+    Stop,
+    TakeOver,
+)
 from shoal.core.events import (
     Event,
     FetchDone,
@@ -26,6 +40,7 @@ from shoal.core.events import (
 from shoal.core.worker.reactor import WorkerCore
 from shoal.messages import (
     Cancel,
+    Given,
     Heartbeat,
     Options,
     RegisterClient,
@@ -182,6 +197,17 @@ class WorkerNode:
                     self._kill(effect.keys)
             case Fetch():
                 self.world.transfer(self, effect)
+            case HandOver():
+                assert self.up is not None
+                self.world.count("values by way of the scheduler")
+                done = self.serve(Fetch(self.name, [], effect.keys, effect.max_bytes))
+                items = {key: self.values[key] for key, _, _ in done.got}
+                self.up.send(Given(effect.rid, items, done.missing, {}, done.editions))
+            case TakeOver():
+                got = [(key, 8, "bytes") for key in effect.items]
+                answer = FetchDone(effect.peer, got, effect.missing, effect.errors, effect.editions)
+                values = effect.items
+                self.world.after(0.0, lambda: self.world.answer(self, answer, values))
             case Drop():
                 for key in effect.keys:
                     self.values.pop(key, None)

@@ -58,6 +58,7 @@ from shoal.sim.network import Wire
 from shoal.sim.nodes import ClientNode, WorkerNode
 from shoal.sim.options import Options
 from shoal.sim.oracle import Oracle
+from shoal.sim.silence import TIMEOUT, Partings, Silence
 
 #: Events after which a run that should have come to rest counts as endless: so many, and so many for each task.
 MOST_STEPS, MOST_STEPS_A_TASK = 200_000, 200
@@ -113,6 +114,7 @@ class World:
         self.nannies: dict[str, NannyNode] = {}
         self.clients: dict[str, ClientNode] = {}
         self._down: dict[str, Wire] = {}
+        self.partings = Partings(self)
         self.acts = draw_acts(options, skip)
         #: Clients that do not read what they are told.
         self.full: set[str] = set()
@@ -390,6 +392,23 @@ class World:
         self.oracle.gone.add(name)
         self.tell_scheduler(LinkLost(role, name, reason))
 
+    def silence(self, node: WorkerNode | ClientNode | NannyNode, rng: Random) -> bool:
+        """Nothing gets from the machine of ``node`` to the scheduler's, or back, and nobody is told."""
+        down = self._down.get(node.name)
+        if node.up is None or down is None or any(w.interrupted or w.swallows or w.cut for w in (node.up, down)):
+            return False
+        Silence(self, node, node.up, down, rng)
+        return True
+
+    def bereave(self, node: WorkerNode | ClientNode | NannyNode) -> None:
+        """A process finds that the scheduler's machine is gone: it ends, and says so to its user."""
+        self.note(f"{node.name} finds that the scheduler is gone")
+        if isinstance(node, ClientNode):
+            node.alive = False
+            self.clients.pop(node.name, None)
+        else:
+            node.tell(LinkLost("scheduler", "s", "nothing was heard of its machine"))
+
     def transfer(self, worker: WorkerNode, fetch: Fetch) -> None:
         """Bring copies from a peer, or the news that it cannot be had."""
         self.count("transfers")
@@ -398,6 +417,11 @@ class World:
 
     def _ask_peer(self, worker: WorkerNode, fetch: Fetch) -> None:
         peer = self.workers.get(fetch.peer)
+        if self.partings.are_apart(worker.name, fetch.peer):
+            self.count("transfers over a cut")
+            failed = FetchFailed(fetch.peer, fetch.keys, "nothing was heard of its machine")
+            self.after(TIMEOUT, lambda: self.answer(worker, failed, {}))
+            return
         if peer is not None and peer.stopped_until > self.now:  # no answer, until it goes on or its end is known
             self.after(0.05, lambda: self._ask_peer(worker, fetch))
             return
@@ -408,9 +432,9 @@ class World:
         else:
             answer = peer.serve(fetch)
             values = {key: peer.values[key] for key, _, _ in answer.got}
-        self.after(self.random.uniform(*self.options.delay), lambda: self._answer(worker, answer, values))
+        self.after(self.random.uniform(*self.options.delay), lambda: self.answer(worker, answer, values))
 
-    def _answer(self, worker: WorkerNode, answer: FetchDone | FetchFailed, values: dict[str, bytes]) -> None:
+    def answer(self, worker: WorkerNode, answer: FetchDone | FetchFailed, values: dict[str, bytes]) -> None:
         if worker.alive:
             if self.validate:
                 self.note(f"{worker.name} hears {answer}")

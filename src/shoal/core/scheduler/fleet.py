@@ -433,7 +433,7 @@ class Fleet(ABC):
         untold, timeout, state = self.state.stranded.untold_since(), self.settings.no_workers_timeout, self.state
         if untold is None or now < untold + STRANDED_FOR:
             return
-        for task in state.stranded.tell(now - STRANDED_FOR):
+        for task in state.stranded.tell(now, STRANDED_FOR):
             if not state.workers:
                 continue
             limit = "for as long as it takes" if timeout is None else f"for up to {timeout:g} s"

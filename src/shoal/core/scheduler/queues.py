@@ -125,9 +125,9 @@ class Stranded:
         """Since when there are some of which nobody was told."""
         return next(iter(self._untold.values()), None)
 
-    def tell(self, before: float) -> list[Task]:
-        """One task of each kind of which nobody was told, and that was there at that time; now somebody is."""
-        kinds = [kind for kind, since in self._untold.items() if since <= before]
+    def tell(self, now: float, after: float) -> list[Task]:
+        """One task of each kind of which nobody was told, and that has been there for so long; now somebody is."""
+        kinds = [kind for kind, since in self._untold.items() if since + after <= now]
         for kind in kinds:
             del self._untold[kind]
         return [next(iter(self._groups[kind])) for kind in kinds]
