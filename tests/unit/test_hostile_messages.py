@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import socket
 import typing
 from typing import Any
 
@@ -34,6 +36,7 @@ from shoal.messages import (
     TaskSpec,
     Unwant,
 )
+from shoal.shell.link import Identity, Link
 from tests.hostile import CASES, UNIONS, structs
 
 #: A message of each direction by which its place is known among others.
@@ -224,3 +227,34 @@ def test_many_small_messages_are_several_frames() -> None:
     said = [Unwant([f"{n}"]) for n in range(3 * MANY + 1)]
     frames = list(Parcels(Codec(None)).frames(said))
     assert len(frames) == 4
+
+
+def test_what_a_message_causes_here_closes_its_link() -> None:
+    """An exception of whoever handles it ends the link with the words, and no other."""
+
+    async def check() -> list[str]:
+        told: list[str] = []
+        loop = asyncio.get_running_loop()
+
+        def fail(link: Link, heard: list[Any]) -> None:
+            raise ZeroDivisionError("as if by a bug")
+
+        here = Identity("scheduler", "s", b"s" * 32, {"client": messages.FromClient})
+        there = Identity("client", "c", b"s" * 32, {"scheduler": messages.ToClient})
+        ours, theirs = socket.socketpair()
+        _, server = await loop.connect_accepted_socket(
+            lambda: Link(here, False, lambda link: None, fail, lambda link, why: told.append(why)), ours
+        )
+        _, link = await loop.create_connection(
+            lambda: Link(there, True, lambda link: None, lambda *args: None, lambda link, why: told.append("gone")),
+            sock=theirs,
+        )
+        async with asyncio.timeout(10):
+            await link.ready
+            link.send(Unwant(["a"]))
+            while len(told) < 2:
+                await asyncio.sleep(0.01)
+        assert server.closed
+        return told
+
+    assert any("as if by a bug" in why for why in asyncio.run(check()))

@@ -241,6 +241,10 @@ class Link(asyncio.BufferedProtocol):
             self._distrust(str(error))
         except LinkError as error:
             self._give_up(str(error), error)
+        except Exception as error:
+            # Whatever its messages caused here: another connection would bring no others.
+            logger.exception("what %s %s said cannot be handled", self.peer_role or "a stranger at", self.address)
+            self._give_up(f"what it said cannot be handled: {type(error).__name__}: {error}")
 
     def _distrust(self, reason: str) -> None:
         """Somebody meddles with this connection: what outlives it goes on on another."""

@@ -71,9 +71,13 @@ class PeerPool:
         link = await self._link(peer, addresses)
         pid = None if peer in self._not_direct else link.peer_process
         answer: Data = await self.request(peer, addresses, lambda rid: GetData(rid, keys, max_bytes, pid is not None))
+        if type(answer) is not Data or not (answer.items.keys() | answer.lent.keys()) <= set(keys):
+            link.close("it answered what it was not asked for")
+            raise LinkClosedError(f"{peer} answered what it was not asked for")
         if not answer.lent:
             return answer
-        assert pid is not None
+        if pid is None:
+            raise LinkClosedError(f"{peer} lent values to a process that cannot read them")
         try:
             found = {}
             for key, places in answer.lent.items():
@@ -87,7 +91,7 @@ class PeerPool:
                     await direct.read(pid, address, area)
                     frames.append(area)
                 found[key] = Blob(frames)
-        except OSError as error:
+        except (OSError, ValueError, TypeError, OverflowError, MemoryError) as error:
             logger.info("memory of %s cannot be read, its values go over the link: %s", peer, error)
             self._not_direct.add(peer)
             await self.request(peer, addresses, lambda rid: Returned(rid, answer.rid))
