@@ -30,6 +30,7 @@ from shoal.messages import (
     Submit,
     TaskSpec,
     Took,
+    Unwant,
     Want,
 )
 from tests.machines.harness import Cluster
@@ -384,3 +385,30 @@ class FutureMachine(RuleBasedStateMachine):
 
 
 TestFutures = FutureMachine.TestCase
+
+
+def _displaced() -> tuple[ClientCore, FutureRecord, FutureRecord]:
+    """A future that was let go of, of which its core has not heard, and another of the same key."""
+    core = ClientCore("C")
+    old = core.hold("k")
+    core.handle([Said(Want(["k"]), [old])], 0.0)
+    old.handles.pop()
+    new = core.hold("k")
+    assert new is not old
+    return core, old, new
+
+
+def test_a_release_that_is_heard_late_takes_no_newer_wish_along() -> None:
+    """The scheduler wants the key for the newer future by then."""
+    core, old, new = _displaced()
+    effects = core.handle([Said(Want(["k"]), [new]), Released(old)], 0.0)
+    assert effects == [Send("", Want(["k"], 2)), Settled([old])]
+    assert new.concerned(2)
+
+
+def test_a_release_is_told_before_the_wish_that_follows_it() -> None:
+    """So that another definition of the key may come with that."""
+    core, old, new = _displaced()
+    effects = core.handle([Released(old), Said(Want(["k"]), [new])], 0.0)
+    assert effects == [Send("", Unwant(["k"])), Send("", Want(["k"], 2)), Settled([old])]
+    assert new.concerned(2)
