@@ -256,3 +256,18 @@ def test_a_pool_that_no_worker_ever_had_is_an_error() -> None:
     s.submit("y", executor="unknown", resources=GPU)
     s.flow()
     assert (s.future("x"), s.future("y")) == ("error", "error")
+
+
+def test_what_waits_for_its_inputs_on_a_worker_that_has_less_by_then() -> None:
+    """It is taken back, and goes to another."""
+    s = Script("B")
+    s.join("A", 1, GPU)
+    s.computes("B", "x")
+    s.submit("y < x", resources=GPU)
+    s.flow()
+    assert s.fetches("A") == {"B": ["x"]}
+    s.offers("A", {"GPU": 0.0})
+    s.flow()
+    assert s.state("y") == "no-worker"
+    s.join("C", 1, GPU)
+    s.finish()
