@@ -283,12 +283,10 @@ class Connection:
                     self._todo.popleft()
                 self._driver.push_all(events)
         if self.gate.busy:
-            self._flush()
+            self.loop.call_soon(self._flushed)
 
-    def _flush(self) -> None:
-        """Have what is large on the link now, where it is counted."""
-        if self._link is not None:
-            self._link.flush()
+    def _flushed(self) -> None:
+        """What was in line is on the link, where it is counted."""
         if not self._todo:
             self.gate.emptied()
 

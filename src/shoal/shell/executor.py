@@ -141,7 +141,7 @@ class ThreadExecutor:
 
     def cancel(self, keys: Sequence[str], kill: bool = False) -> None:
         """Skip these if no thread has begun them; ``kill``: end those that run in processes of their own."""
-        self._cancelled.update(keys)
+        self._cancelled.update(key for key in keys if key in self._given)
         if kill and self._cells is not None:
             self._cells.kill(keys)
 

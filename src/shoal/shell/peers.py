@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-from shoal.errors import ConfigurationError, ConnectError, LinkClosedError
+from shoal.errors import ConfigurationError, ConnectError, LinkClosedError, LinkError
 from shoal.messages import Blob, Data, GetData, Returned
 from shoal.shell import direct
 from shoal.shell.areas import AREAS
@@ -58,7 +58,11 @@ class PeerPool:
         opening = self._links.get(peer)
         if opening is None or (opening.done() and (opening.exception() or opening.result().closed)):
             opening = self._links[peer] = asyncio.get_running_loop().create_task(self._open(addresses))
-        return await asyncio.shield(opening)
+        try:
+            return await asyncio.shield(opening)
+        except LinkError:
+            self._forget(peer, opening)
+            raise
 
     async def get(self, peer: str, addresses: list[str], keys: list[str], max_bytes: int = 0) -> Data:
         """Ask a worker for values; large ones on this machine are read from its memory.
@@ -123,6 +127,9 @@ class PeerPool:
                 waiting[1].set_result(message)
 
     def _on_closed(self, link: Link, reason: str) -> None:
+        for peer, opening in tuple(self._links.items()):
+            if opening.done() and not opening.cancelled() and not opening.exception() and opening.result() is link:
+                self._forget(peer, opening)
         for other, future, _ in tuple(self._waiting.values()):
             if other is link and not future.done():
                 future.set_exception(LinkClosedError(f"the peer's link closed: {reason}"))
@@ -135,6 +142,12 @@ class PeerPool:
                 future.set_exception(LinkClosedError(f"the peer did not answer: {reason}"))
         if there and not any(patient for _, patient in there):
             link.close(reason)  # or it would keep what it lends
+
+    def _forget(self, peer: str, opening: asyncio.Task[Link]) -> None:
+        """Nothing came of dialling a peer, or its link is closed: it may be gone for good."""
+        if self._links.get(peer) is opening:
+            del self._links[peer]
+            self._not_direct.discard(peer)
 
     def close(self) -> None:
         for task in self._links.values():

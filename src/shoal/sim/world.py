@@ -28,6 +28,7 @@ from shoal.core.scheduler.invariants import check
 from shoal.core.scheduler.reactor import SchedulerCore
 from shoal.core.scheduler.settings import Settings
 from shoal.core.worker.key import Goal
+from shoal.core.worker.reactor import WorkerCore
 from shoal.errors import InternalError, InvariantViolation
 from shoal.ids import ClientId, WorkerId
 from shoal.messages import (
@@ -53,6 +54,7 @@ from shoal.messages import (
 from shoal.messages import Options as TaskOptions
 from shoal.sim.acts import HOSTS, TROUBLE, Act, draw_acts, perform
 from shoal.sim.fates import Fates
+from shoal.sim.inventory import grown
 from shoal.sim.nannies import NannyNode
 from shoal.sim.network import Wire
 from shoal.sim.nodes import ClientNode, WorkerNode
@@ -522,6 +524,18 @@ class World:
             client.release_all()
         self.run_until_rest()
         self.oracle.check_nothing_left()
+        self._end_all()
+
+    def _end_all(self) -> None:
+        """Everybody goes: what is left of it in the cores is what is remembered on purpose."""
+        for worker in self.workers.values():
+            new = WorkerCore(worker.name, worker.nthreads, worker.resources, executors=worker.executors)
+            left = grown(worker.core, new)
+            self.require(not left, f"{worker.name} is not as small as a new one: {left}")
+        for peer, role in tuple(self.scheduler._roles.items()):
+            self.tell_scheduler(LinkLost(role, peer, "the end"))
+        left = grown(self.scheduler, SchedulerCore("scheduler", self.scheduler.settings))
+        self.require(not left, f"the scheduler is not as small as a new one: {left}")
 
 
 def run(options: Options, skip: frozenset[int] = frozenset(), validate: bool | None = None) -> tuple[World, str]:

@@ -205,7 +205,10 @@ class Assignment(Tables):
             self.introduce(worker, dep.holders, message.peers)
 
     def introduce(self, worker: WorkerRecord, holders: list[str], peers: dict[str, list[str]]) -> None:
-        """Put the addresses of peers that ``worker`` was not told of into ``peers``."""
+        """Put the addresses of peers that ``worker`` was not told of into ``peers``; none for those that are gone."""
+        if worker.gone:
+            peers.update((peer, []) for peer in worker.gone)
+            worker.gone = []
         for holder in holders:
             if holder not in worker.peers:
                 worker.peers.add(holder)

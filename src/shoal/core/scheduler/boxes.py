@@ -12,7 +12,7 @@ from typing import Any
 
 from shoal.core.scheduler.roster import ClientRecord
 from shoal.core.scheduler.state import SchedulerState
-from shoal.core.scheduler.waiting import Waiter, WaitingRoom
+from shoal.core.scheduler.waiting import Waiter, WaitingRoom, check_room
 from shoal.errors import UsageError
 from shoal.ids import ClientId, key_from_wire
 
@@ -119,6 +119,8 @@ class Boxes:
 
     def event_set(self, name: str) -> None:
         """Set an event; all who wait for it go on."""
+        if name not in self.events:
+            check_room(self.events, "events that are set")
         self.events[name] = True
         for waiter in self._event_waiters.pop(name, {}):
             self._room.serve(waiter, True)
@@ -143,6 +145,7 @@ class Boxes:
         """
         found = self.queues.get(name)
         if found is None:
+            check_room(self.queues, "queues")
             found = self.queues[name] = Queue(most)
         elif most and found.most != most:
             raise UsageError(f"queue {name!r} has maxsize={found.most} already, not {most}")
@@ -162,9 +165,21 @@ class Boxes:
             def drop(gone: Waiter) -> None:
                 queue.putters.remove(gone)
                 self._keeper.drop(item[1])
+                self._forget_idle(name, queue)
 
             queue.putters.append(self._room.wait(client, rid, due, item, drop))
         self._move(queue)
+        self._forget_idle(name, queue)
+
+    def queue_size(self, name: str) -> int:
+        """How many items are in a queue."""
+        found = self.queues.get(name)
+        return 0 if found is None else len(found.items)
+
+    def _forget_idle(self, name: str, queue: Queue) -> None:
+        """An empty queue without a limit that nobody waits at is as one that was never heard of."""
+        if not (queue.most or queue.items or queue.getters or queue.putters) and self.queues.get(name) is queue:
+            del self.queues[name]
 
     def queue_get(self, client: ClientId, rid: int, name: str, most: int, count: int | None, due: float | None) -> None:
         """Answer with ``count`` items (None: all that are there now, be it none), or None when late."""
@@ -178,9 +193,11 @@ class Boxes:
             def drop(gone: Waiter) -> None:
                 queue.getters.remove(gone)
                 self._move(queue)  # one who wants less may have stood behind it
+                self._forget_idle(name, queue)
 
             queue.getters.append(self._room.wait(client, rid, due, count, drop))
         self._move(queue)
+        self._forget_idle(name, queue)
 
     def _move(self, queue: Queue) -> None:
         """Let in what there is room for, and out what is waited for, in order."""
@@ -214,6 +231,8 @@ class Boxes:
 
     def variable_set(self, name: str, value: Kept) -> None:
         """Put a value in place of the one before; who waits for the first one gets it."""
+        if name not in self.variables:
+            check_room(self.variables, "variables")
         self._keeper.keep(value[1])
         self._keeper.drop(self.variables.pop(name, (None, []))[1])
         self.variables[name] = value
@@ -242,6 +261,8 @@ class Boxes:
         """Keep a dataset; return False where there is one of that name, which stays."""
         if name in self.datasets and not override:
             return False
+        if name not in self.datasets:
+            check_room(self.datasets, "datasets")
         self._keeper.keep(value[1])
         self.unpublish(name)
         self.datasets[name] = value
@@ -264,6 +285,8 @@ class Boxes:
     def set_metadata(self, names: list[Any], value: Any) -> None:
         """Set a value in nested mappings, which are made where need be."""
         inner = self.metadata
+        if names[0] not in inner:
+            check_room(inner, "names of metadata")
         for name in names[:-1]:
             found = inner.get(name)
             if not isinstance(found, dict):

@@ -59,6 +59,8 @@ from shoal.messages import (
 UNREACHABLE_LIMIT = 5
 #: Seconds after which users are told of tasks that no worker may run.
 STRANDED_FOR = 5.0
+#: Pairs of such a holder and a key from which on those are forgotten whose key is not known any more.
+UNREACHABLE_PAIRS = 10_000
 
 
 class Fleet(ABC):
@@ -332,6 +334,8 @@ class Fleet(ABC):
             if holder is None:
                 continue
             count = self._unreachable[(holder_id, task.key)] = self._unreachable.get((holder_id, task.key), 0) + 1
+            if len(self._unreachable) > UNREACHABLE_PAIRS:
+                self._unreachable = {pair: n for pair, n in self._unreachable.items() if pair[1] in state.tasks}
             if count >= UNREACHABLE_LIMIT:
                 del self._unreachable[(holder_id, task.key)]
                 self._log(WARNING, f"{worker.name} cannot reach {holder.name} for {task.key!r}: that copy is given up")

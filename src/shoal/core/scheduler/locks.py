@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from shoal.core.scheduler.state import SchedulerState
-from shoal.core.scheduler.waiting import Waiter, WaitingRoom
+from shoal.core.scheduler.waiting import Waiter, WaitingRoom, check_room
 from shoal.errors import UsageError
 from shoal.ids import ClientId
 
@@ -82,6 +82,7 @@ class Locks:
         """
         found = self.semaphores.get(name)
         if found is None:
+            check_room(self.semaphores, "semaphores")
             found = self.semaphores[name] = Semaphore(most)
         elif found.most != most:
             raise UsageError(f"semaphore {name!r} has max_leases={found.most} already, not {most}")
@@ -90,9 +91,18 @@ class Locks:
     def acquire(self, client: ClientId, rid: int, name: str, most: int, lease: str, due: float | None) -> None:
         """Grant a lease as soon as there is one: answered with the seconds for which it holds, or None when late."""
         semaphore = self.register(name, most)
-        waiter = self._room.wait(client, rid, due, lease, semaphore.waiters.remove)
-        semaphore.waiters.append(waiter)
+
+        def drop(gone: Waiter) -> None:
+            semaphore.waiters.remove(gone)
+            self._forget_idle(name, semaphore)
+
+        semaphore.waiters.append(self._room.wait(client, rid, due, lease, drop))
         self._grant(name, semaphore)
+
+    def _forget_idle(self, name: str, semaphore: Semaphore) -> None:
+        """A lock that nobody holds or waits for is as one that was never heard of."""
+        if semaphore.most == 1 and not semaphore.held and not semaphore.waiters:
+            self.semaphores.pop(name, None)
 
     def _grant(self, name: str, semaphore: Semaphore) -> None:
         while semaphore.waiters and len(semaphore.held) < semaphore.most:
@@ -116,6 +126,7 @@ class Locks:
             if semaphore is not None and lease in semaphore.held:
                 del semaphore.held[lease]
                 self._grant(name, semaphore)
+                self._forget_idle(name, semaphore)
             elif self.taken.get(name) == lease:
                 del self.taken[name]
         self._grant_several()

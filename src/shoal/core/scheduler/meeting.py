@@ -146,7 +146,7 @@ class Meeting(Spreading):
                 boxes.queue_get(client, rid, name, args["most"], args["count"], due)
                 return
             case "queue-size":
-                value = len(boxes.queue(name, 0).items)
+                value = boxes.queue_size(name)
             case "queue-close":
                 boxes.queue_close(name)
             case "variable-set":

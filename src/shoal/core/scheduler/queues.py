@@ -7,12 +7,15 @@ that no change elsewhere has to find it. Each operation is O(log n).
 from __future__ import annotations
 
 from collections.abc import Iterator
-from heapq import heappop, heappush, heapreplace
-from typing import Any
+from heapq import heapify, heappop, heappush, heapreplace
+from typing import Any, Final
 
 from shoal.core.scheduler import placement
 from shoal.core.scheduler.roster import WorkerRecord
 from shoal.core.scheduler.task import Task, TaskState
+
+#: Entries of tasks that left a queue which may stay in it, beside as many as there are others.
+_STALE: Final = 64
 
 
 class TaskQueue:
@@ -35,6 +38,9 @@ class TaskQueue:
         """Take note that ``task`` has left the queued state; its entry goes when it surfaces."""
         task.seq = 0
         self.size -= 1
+        if len(self._heap) > 2 * self.size + _STALE:
+            self._heap = [entry for entry in self._heap if entry[2].seq == entry[1]]
+            heapify(self._heap)
 
     def peek(self) -> Task | None:
         heap = self._heap
@@ -76,6 +82,11 @@ class OpenWorkers:
         if (worker.heap_load is None or load < 0.5 * worker.heap_load) and self.has_room(worker):
             worker.heap_load = load
             heappush(self._heap, (load, worker.id, worker))
+
+    def forget(self, worker: WorkerRecord) -> None:
+        """``worker`` is gone."""
+        self._heap = [entry for entry in self._heap if entry[2] is not worker and entry[2].heap_load == entry[0]]
+        heapify(self._heap)
 
     def best(self, expected: float = 0.0) -> WorkerRecord | None:
         """The least loaded worker with room for a task that is expected to take so many seconds, or None."""

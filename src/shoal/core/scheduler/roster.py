@@ -81,8 +81,8 @@ class WorkerRecord:
     """One worker process."""
 
     __slots__ = (
-        "addresses", "announced", "capacity", "claims", "executors", "functions", "has_what", "heap_load", "host",
-        "id", "in_use", "incoming", "incoming_nbytes", "last_seen", "lingering", "local_directory", "lowered",
+        "addresses", "announced", "capacity", "claims", "executors", "functions", "gone", "has_what", "heap_load",
+        "host", "id", "in_use", "incoming", "incoming_nbytes", "last_seen", "lingering", "local_directory", "lowered",
         "memory_limit", "metrics", "n_ahead", "n_long_running", "n_needy", "n_pooled", "n_stealing", "n_stolen", "name",
         "nbytes", "nthreads", "occupancy", "out", "out_free", "paused", "peers", "pid", "pools_in_use", "postponed",
         "processing", "progress", "resources", "shut", "slot", "slots", "state",
@@ -153,6 +153,8 @@ class WorkerRecord:
         #: Functions and peers that it was told of, so that each is sent once.
         self.functions: set[str] = set()
         self.peers: set[str] = set()
+        #: Peers that it was told of and that are gone since.
+        self.gone: list[str] = []
         #: Messages of this turn, in order; keys to free go last.
         self.out: list[Any] = []
         self.out_free: dict[str, None] = {}

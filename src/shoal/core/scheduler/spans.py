@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Final
 
 from shoal.core.scheduler.task import Task
+
+#: Prefixes that a span counts apart.
+_MOST_PREFIXES: Final = 1000
 
 
 class Span:
@@ -94,7 +97,9 @@ class Spans:
         if parent is not None:
             parent.own_tasks += count
         while len(self.spans) > self._most:
-            del self.spans[next(iter(self.spans))]
+            oldest = self.spans.pop(next(iter(self.spans)))
+            if oldest.parent is not None and oldest in oldest.parent.children:
+                oldest.parent.children.remove(oldest)
 
     def executed(self, task: Task, start: float, stop: float, nbytes: int, failed: bool = False) -> None:
         """One execution of a task ended."""
@@ -107,7 +112,10 @@ class Spans:
         span.seconds += stop - start
         span.nbytes_total += nbytes
         span.failed += failed
-        found = span.prefixes.setdefault(task.group.prefix.name, [0, 0.0])
+        name = task.group.prefix.name
+        if name not in span.prefixes and len(span.prefixes) >= _MOST_PREFIXES:
+            name = "others"
+        found = span.prefixes.setdefault(name, [0, 0.0])
         found[0] += 1
         found[1] += stop - start
 

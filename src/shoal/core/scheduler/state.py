@@ -24,6 +24,7 @@ from shoal.core.scheduler.roster import (
 from shoal.core.scheduler.task import Task, TaskEvent, TaskState
 from shoal.messages import (
     Done,
+    DropFunctions,
     KeyErred,
     KeysCancelled,
     KeysDone,
@@ -416,6 +417,15 @@ class SchedulerState(Assignment):
     def _drop_function(self, fn: str, function: FunctionRecord) -> None:
         if function.n_tasks <= 0 and not function.clients:
             del self.functions[fn]
+            for worker in self.workers.values():
+                if fn in worker.functions:
+                    worker.functions.discard(fn)
+                    self.flush_free(worker)  # what was to be computed with it is dropped before
+                    last = worker.out[-1] if worker.out else None
+                    if type(last) is DropFunctions:
+                        last.fns.append(fn)
+                    else:
+                        self.tell(worker, DropFunctions([fn]))
 
     def drop_functions(self, client: ClientRecord, fns: list[str]) -> None:
         """``client`` will not refer to these functions again without sending them."""
@@ -547,6 +557,11 @@ class SchedulerState(Assignment):
         del self.workers[worker.id], self.by_slot[worker.slot], self.by_name[worker.name]
         self.total_nthreads -= worker.nthreads
         self.silence(worker)
+        self.open.forget(worker)
+        for other in self.workers.values():
+            if worker.id in other.peers:
+                other.peers.discard(worker.id)
+                other.gone.append(worker.id)
         worker.postponed = None
         assigned = [task for task in sorted(worker.processing) if not task.n_waiting]
         for task in tuple(worker.processing):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from itertools import islice
 from typing import Any, Final
 
 from shoal.core.scheduler.cuts import Cuts
@@ -23,6 +24,9 @@ from shoal.messages import Failed, TaskDone
 #: Names by number, since asking a member of an enum for its name takes longer than the transition.
 _LABELS: Final = [state.label for state in TaskState]
 _EVENTS: Final = [event.name for event in TaskEvent]
+
+#: Prefixes of tasks that are known; those that no task has are forgotten beyond that, the oldest first.
+PREFIXES: Final = 10_000
 
 
 class Tables(Outbox):
@@ -123,6 +127,12 @@ class Tables(Outbox):
         if not task.group.known:
             del self.groups[task.group.name]
 
+    def _forget_prefixes(self) -> None:
+        """Let go of what was learnt of the prefixes that no task has, those of the first half of the table."""
+        used = {group.prefix.name for group in self.groups.values()}
+        for name in [name for name in islice(self.prefixes, PREFIXES // 2) if name not in used]:
+            del self.prefixes[name]
+
     def _group_of(self, key: str) -> TaskGroup:
         name = key_group(key) if key[:1] == "(" else key.rpartition("-")[0]
         found = self.groups.get(name)
@@ -131,6 +141,8 @@ class Tables(Outbox):
         prefix_name = key_prefix(key)
         prefix = self.prefixes.get(prefix_name)
         if prefix is None:
+            if len(self.prefixes) >= PREFIXES:
+                self._forget_prefixes()
             prefix = self.prefixes[prefix_name] = TaskPrefix(prefix_name, self.settings.durations.get(prefix_name))
         if key[:1] != "(":
             name = prefix_name

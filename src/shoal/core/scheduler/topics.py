@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections import deque
-from typing import Any
+from typing import Any, Final
 
 from shoal.core.scheduler.state import SchedulerState
 from shoal.ids import ClientId
 from shoal.messages import Logged
+
+#: Topics that events are kept of, and workers and clients that left of which they are.
+TOPICS: Final = 10_000
+EXPIRING: Final = 1000
 
 
 class Topics:
@@ -45,7 +49,7 @@ class Topics:
         for topic in [topics] if isinstance(topics, str) else topics:
             events = self.events.get(topic)
             if events is None:
-                events = self.events[topic] = deque(maxlen=self._length)
+                events = self._begin(topic)
             events.append((at, msg))
             if self.watched is not None:
                 self.watched.append((topic, msg))
@@ -54,9 +58,18 @@ class Topics:
                 if client is not None:
                     self._state.tell(client, Logged(topic, msg, at))
 
+    def _begin(self, topic: str) -> deque[tuple[float, Any]]:
+        """Keep events of a topic, in place of those of the one that began first, if there are too many."""
+        if len(self.events) >= TOPICS:
+            del self.events[next(name for name in self.events if name not in ("all", "scheduler"))]
+        events = self.events[topic] = deque(maxlen=self._length)
+        return events
+
     def expire(self, topic: str) -> None:
         """The worker or client of this topic left: forget its events in a while."""
         self._expiring.append((self._state.now + self._keep, topic))
+        while len(self._expiring) > EXPIRING:
+            self.events.pop(self._expiring.popleft()[1], None)
 
     def subscribe(self, client: ClientId, topic: str, on: bool) -> None:
         """Tell ``client`` of events of ``topic``, or no more."""

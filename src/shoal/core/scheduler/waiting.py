@@ -2,14 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from heapq import heappop, heappush
-from typing import Any
+from collections.abc import Callable, Mapping
+from heapq import heapify, heappop, heappush
+from typing import Any, Final
 
+from shoal.errors import UsageError
 from shoal.ids import ClientId
 
 #: How a request is answered: client, number of the request, value, error.
 Answering = Callable[[ClientId, int, Any, str | None], None]
+
+
+#: Things of one kind that clients may leave with the scheduler by name.
+NAMES: Final = 100_000
+
+
+def check_room(things: Mapping[str, Any], what: str) -> None:
+    """Refuse one more of ``things`` where there are too many.
+
+    Raises
+    ------
+    UsageError
+        Saying what is to be done.
+    """
+    if len(things) >= NAMES:
+        raise UsageError(f"there are {len(things)} {what} already; clear, close or delete those that are not needed")
 
 
 class Waiter:
@@ -49,6 +66,13 @@ class WaitingRoom:
         waiter.over = True
         del self._waiters[waiter.client, waiter.rid]
         self._answer(waiter.client, waiter.rid, value, error)
+        self._sweep()
+
+    def _sweep(self) -> None:
+        """Forget when those would have given up that do not wait any more, once they are the most."""
+        if len(self._due) > 2 * len(self._waiters) + 64:
+            self._due = [entry for entry in self._due if not entry[2].over]
+            heapify(self._due)
 
     def withdraw(self, client: ClientId, rid: int) -> None:
         """The client does not wait for this any more."""
@@ -57,6 +81,7 @@ class WaitingRoom:
             waiter.over = True
             waiter.drop(waiter)
             self._answer(client, rid, None, None)
+            self._sweep()
 
     def client_lost(self, client: ClientId) -> None:
         """``client`` waits for nothing any more."""

@@ -173,7 +173,7 @@ class Copies(ABC):
 
     def _on_acquire(self, message: AcquireCopies) -> None:
         """The scheduler wants copies here, whether or not a task here needs them."""
-        self.fetcher.peers.update(message.peers)
+        self.fetcher.meet(message.peers)
         for item in message.items:
             record = self._record(item.key)
             if record.goal is Goal.COMPUTE:

@@ -81,6 +81,17 @@ class Fetcher:
         self._rounds: dict[str, int] = {}
         self._rid = 0
 
+    def meet(self, peers: dict[str, list[str]]) -> None:
+        """Take the addresses of peers; one without any is gone, and is forgotten."""
+        for peer, addresses in peers.items():
+            if addresses:
+                self.peers[peer] = addresses
+                continue
+            for table in (self.peers, self._far, self._backoff):
+                table.pop(peer, None)
+            if not any(peer in record.holders for _, _, record in self._wants.get(peer, ())):
+                self._wants.pop(peer, None)
+
     def limit(self, nbytes: int) -> None:
         """Have no more than ``nbytes`` on the way at the same time, but for single values that are larger."""
         self.most_in_flight = min(BYTES_IN_FLIGHT, nbytes)

@@ -179,7 +179,7 @@ class WorkerCore(Copies):
     def _on_message(self, message: ToWorker) -> None:
         match message:
             case Compute():
-                self.fetcher.peers.update(message.peers)
+                self.fetcher.meet(message.peers)
                 if message.functions:
                     self._effects.append(Functions(message.functions))
                 for task in message.tasks:
@@ -202,7 +202,7 @@ class WorkerCore(Copies):
             case Steal():
                 self._on_steal(message)
             case Holders():
-                self.fetcher.peers.update(message.peers)
+                self.fetcher.meet(message.peers)
                 record = self.keys.get(message.key)
                 if record is not None:
                     self._on_holders(record, message.holders)
