@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from shoal.core.client.future import FutureRecord
 from shoal.core.client.reactor import ClientCore
 from shoal.core.events import LinkLost, LinkOpened, Received, Released, Said
 from shoal.core.scheduler import waiting
@@ -168,8 +167,7 @@ def test_names_that_clients_leave_with_the_scheduler_are_refused_beyond_a_number
 def test_a_client_that_let_go_of_all_is_as_small_as_a_new_one() -> None:
     core = ClientCore("c")
     for number in range(50):
-        record = core.futures[f"k{number}"] = FutureRecord(f"k{number}")
-        record.refs = record.wished = 1
+        record = core.hold(f"k{number}")
         core.handle([Said(Submit([TaskSpec(record.key, "f", b"", [])], {}, Options(), [record.key]))], 1.0)
         if number % 2:
             core.handle([Received("", [KeysDone([], number + 1)])], 1.0)

@@ -16,6 +16,7 @@ REMEMBERED: Final = {
     "SchedulerState.story": "the last transitions (story-length)",
     "SchedulerState.stream": "the last executions (task-stream-length)",
     "SchedulerState.prefixes": "what was learnt of prefixes (PREFIXES)",
+    "SchedulerState.pools": "names of pools of threads that workers had",
     "SchedulerCore.left": "slots that may not come back, the last 10,000",
     "SchedulerCore.deaths": "by cause, of which there are a dozen",
     "SchedulerCore.retired": "workers that were let go of and whose links are open",
