@@ -168,8 +168,9 @@ def test_a_client_that_let_go_of_all_is_as_small_as_a_new_one() -> None:
     core = ClientCore("c")
     for number in range(50):
         record = core.hold(f"k{number}")
-        core.handle([Said(Submit([TaskSpec(record.key, "f", b"", [])], {}, Options(), [record.key]))], 1.0)
+        core.handle([Said(Submit([TaskSpec(record.key, "f", b"", [])], {}, Options(), [record.key]), [record])], 1.0)
         if number % 2:
             core.handle([Received("", [KeysDone([], number + 1)])], 1.0)
+        record.handles.pop()
         core.handle([Released(record)], 1.0)
     assert [line for line in grown(core, ClientCore("c")) if "_effects" not in line] == []

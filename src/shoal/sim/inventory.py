@@ -13,6 +13,7 @@ from typing import Any, Final
 REMEMBERED: Final = {
     "SchedulerCore._effects": "what the last turn asked for",
     "WorkerCore._effects": "what the last turn asked for",
+    "ClientCore._effects": "what the last turn asked for",
     "SchedulerState.story": "the last transitions (story-length)",
     "SchedulerState.stream": "the last executions (task-stream-length)",
     "SchedulerState.prefixes": "what was learnt of prefixes (PREFIXES)",
