@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-# These two cannot be imported any more once the main thread has ended, where other threads go on.
-import concurrent.futures.process
-import concurrent.futures.thread  # noqa: F401
+import concurrent.futures.thread
+import sys
 from typing import TYPE_CHECKING, Any
+
+# Neither module of pools can be imported any more once the main thread has ended, where other threads go on and start
+# clusters. dask imports the second one, which takes 20 ms; shoal's own processes (``shell/interpreter.py``) do without.
+if "shoal-process" not in sys._xoptions:
+    import concurrent.futures.process  # noqa: F401
 
 if TYPE_CHECKING:
     from builtins import TimeoutError as TimeoutError

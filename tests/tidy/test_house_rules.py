@@ -5,11 +5,14 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 import shoal
+from shoal.shell.interpreter import command
 
 ROOT = Path(__file__).parents[2]
 SOURCES = sorted((ROOT / "src").rglob("*.py"))
@@ -108,3 +111,13 @@ def test_the_rule_on_files_sees_each_way(code: str) -> None:
     """To write or remove one."""
     (call, *_) = [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Call)]
     assert _touches_the_disk(call)
+
+
+def test_shoals_own_processes_load_no_process_pools() -> None:
+    """Loading them takes 20 ms of each start; a user's program needs them, since dask does."""
+    code = "import sys, shoal.programs.head, shoal.programs.fork_server, shoal.programs.worker_main; " + (
+        "print({'multiprocessing', 'dask', 'concurrent.futures.process'} & set(sys.modules))"
+    )
+    ours = [sys.executable, "-X", "shoal-process", "-c", code]
+    assert subprocess.run(ours, capture_output=True, text=True, check=True).stdout == "set()\n"
+    assert "-X shoal-process" in " ".join(command("shoal.programs.head"))

@@ -46,7 +46,7 @@ class Driver:
     ) -> None:
         self._core, self._perform, self._loop, self._on_crash, self._clock = core, perform, loop, on_crash, clock
         self._events: list[Event] = []
-        #: What the core was told last.
+        #: What the core is told in this turn; empty between turns, since values may hang on it.
         self.turn: list[Event] = []
         self._turning = False
         self._timer: asyncio.TimerHandle | None = None
@@ -83,6 +83,7 @@ class Driver:
             self._on_crash(error)
         finally:
             self._turning = False
+            self.turn = []
 
     def _arm(self) -> None:
         due = None if self._closed else self._core.deadline()
