@@ -350,9 +350,10 @@ def create_once(path: Path, data: bytes) -> None:
         If it cannot be written.
     """
     draft = path.with_name(f".shoal-{secrets.token_hex(8)}.draft")
-    with os.fdopen(_create(draft, None, os.O_WRONLY), "wb") as file:
-        file.write(data)
+    descriptor = _create(draft, None, os.O_WRONLY)
     try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
         os.link(draft, path)  # unlike a renaming, this fails if there is one
     except FileExistsError:
         pass

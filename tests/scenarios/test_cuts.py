@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from shoal.core.scheduler.cuts import REMEMBERED, Cuts
 from shoal.messages import AcquireCopies, Answer, Carry, FreeKeys, Given, Heartbeat
 from shoal.sim.script import Script
 
@@ -179,3 +180,15 @@ def test_each_holder_is_asked_for_one_after_another() -> None:
     assert len(s.waiting("s>B")) == 1
     s.finish()
     assert not any(isinstance(message, Given) and message.reason for name in "CDE" for message in s.heard[name])
+
+
+def test_a_cut_is_forgotten_in_time() -> None:
+    """After that placement looks at no pairs again."""
+    cuts = Cuts()
+    cuts.note("a", "b", 0.0)
+    cuts.note("a", "b", 1.0)
+    cut = cuts.between("a", "b", REMEMBERED)
+    assert cut is not None
+    assert (cut.since, cut.last, cut.times) == (0.0, 1.0, 2)
+    assert cuts.between("a", "b", REMEMBERED + 1.5) is None
+    assert not cuts

@@ -77,6 +77,26 @@ def test_what_is_called_again_and_again_survives_a_failure() -> None:
     asyncio.run(main())
 
 
+def test_what_is_called_again_and_again_may_end_itself() -> None:
+    """As where a heartbeat closes its program."""
+    calls: list[str] = []
+
+    def beat() -> float | None:
+        calls.append("")
+        every.cancel()
+        return 0.0
+
+    async def main() -> None:
+        nonlocal every
+        every = Every(0.0, beat, "the beat")
+        for _ in range(10):
+            await asyncio.sleep(0)
+
+    every: Any = None
+    asyncio.run(main())
+    assert len(calls) == 1
+
+
 def test_a_thread_that_fails_begins_anew() -> None:
     """As the one that spills."""
     again, count = threading.Event(), [0]

@@ -168,3 +168,12 @@ def test_a_socket_with_a_file_is_for_this_user_alone(tmp_path: Path) -> None:
     assert not path.exists()
     with pytest.raises(ConfigurationError, match="too long"):
         asyncio.run(listen(f"unix:///tmp/{'x' * 200}", lambda: None, b"secret"))  # type: ignore[arg-type, return-value]
+
+
+def test_what_cannot_be_written_leaves_no_draft(tmp_path: Path) -> None:
+    """As where the disk is full."""
+    data: bytes = None  # type: ignore[assignment]
+    for write in (private.create_once, private.write):
+        with pytest.raises(TypeError):
+            write(tmp_path / "a", data)
+    assert not list(tmp_path.iterdir())

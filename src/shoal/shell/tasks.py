@@ -118,6 +118,7 @@ class Every:
     def __init__(self, first: float, function: Callable[[], float | None], what: str) -> None:
         self._function, self._what = function, what
         self._pause = first
+        self._ended = False
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = self._loop.call_later(first, self._call)
 
@@ -128,12 +129,13 @@ class Every:
         except BaseException as error:
             doors.report("program", error, self._what)
             pause = max(self._pause, _PAUSE)
-        if pause is not None:
+        if pause is not None and not self._ended:
             self._pause = pause
             self._timer = self._loop.call_later(pause, self._call)
 
     def cancel(self) -> None:
-        """No more of it."""
+        """No more of it, also where the function itself calls this."""
+        self._ended = True
         if self._timer is not None:
             self._timer.cancel()
 

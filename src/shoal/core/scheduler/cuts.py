@@ -35,7 +35,6 @@ class Cuts:
         """``asker`` could not reach ``holder``."""
         cut = self.between(asker, holder, now)
         if cut is None:
-            self._pairs.pop((asker, holder), None)
             if len(self._pairs) >= MOST:
                 del self._pairs[next(iter(self._pairs))]
             cut = self._pairs[asker, holder] = Cut(now)
@@ -45,7 +44,10 @@ class Cuts:
     def between(self, asker: str, holder: str, now: float) -> Cut | None:
         """What is known of the way from ``asker`` to ``holder``; None where nothing is wrong with it."""
         cut = self._pairs.get((asker, holder))
-        return None if cut is None or now > cut.last + REMEMBERED else cut
+        if cut is not None and now > cut.last + REMEMBERED:
+            del self._pairs[asker, holder]  # placement looks at no pairs where there are none
+            return None
+        return cut
 
     def forget(self, who: str) -> None:
         """``who`` is gone."""
