@@ -234,14 +234,14 @@ class Give(Message):
     """Values for one who cannot reach this worker; to be answered with :class:`Given`."""
 
     rid: int
-    keys: list[str]
-    max_bytes: int = 0
+    keys: list[Key]
+    max_bytes: Count = 0
 
 
 class Carry(Give):
     """A worker or a client cannot reach a holder: the scheduler is to bring these values of it."""
 
-    holder: str = ""
+    holder: Name = ""
 
 
 class Bye(Message):
@@ -643,7 +643,7 @@ class WorkerStatus(Message):
 class WorkerResources(Message):
     """This worker has other resources than before: all of them, by name."""
 
-    resources: dict[str, float]
+    resources: dict[Name, Amount]
 
 
 class GivenBack(Message):
@@ -687,11 +687,11 @@ class Given(Message):
     """The answer to :class:`Give`, and to :class:`Carry` of a worker; ``reason``: why there are no values."""
 
     rid: int
-    items: dict[str, Any] = msgspec.field(default_factory=dict)
-    missing: list[str] = msgspec.field(default_factory=list)
-    errors: dict[str, str] = msgspec.field(default_factory=dict)
-    editions: dict[str, int] = msgspec.field(default_factory=dict)
-    reason: str = ""
+    items: dict[Key, Payload] = msgspec.field(default_factory=dict)
+    missing: list[Key] = msgspec.field(default_factory=list)
+    errors: dict[Key, Text] = msgspec.field(default_factory=dict)
+    editions: dict[Key, int] = msgspec.field(default_factory=dict)
+    reason: Text = ""
 
 
 class NotCopied(Message):

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
+from shoal.core.effects import CloseLink, Send
+from shoal.core.events import Received
 from shoal.core.scheduler.cuts import REMEMBERED, Cuts
-from shoal.messages import AcquireCopies, Answer, Carry, FreeKeys, Given, Heartbeat
+from shoal.messages import AcquireCopies, Answer, Carry, FreeKeys, Give, Given, Heartbeat
 from shoal.sim.script import Script
 
 
@@ -180,6 +184,17 @@ def test_each_holder_is_asked_for_one_after_another() -> None:
     assert len(s.waiting("s>B")) == 1
     s.finish()
     assert not any(isinstance(message, Given) and message.reason for name in "CDE" for message in s.heard[name])
+
+
+@pytest.mark.parametrize("answer", [{"items": {"z": b""}}, {"missing": ["x", "z"]}, {"errors": {"z": "no"}}])
+def test_a_holder_that_answers_what_it_was_not_asked_for_is_let_go_of(answer: dict[str, Any]) -> None:
+    """Nothing of that comes to the asker, who gets the value from elsewhere."""
+    s = needs_what_is_on_the_other("D")
+    s.flow("C>s")
+    (give,) = [message for message in s.waiting("s>B") if isinstance(message, Give)]
+    effects = s.scheduler.handle([Received("B", [Given(give.rid, **answer)])], s.now)
+    assert [effect.to for effect in effects if isinstance(effect, CloseLink)] == ["B"]
+    assert not any(isinstance(effect, Send) and isinstance(effect.message, Given) for effect in effects)
 
 
 def test_a_cut_is_forgotten_in_time() -> None:

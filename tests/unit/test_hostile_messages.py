@@ -89,6 +89,40 @@ def test_good_values_arrive_equal(union: str, kind: Any, data: Any) -> None:
     assert arrived == [message, message]
 
 
+#: Fields that hold any value, and who looks at it.
+ANY = {
+    "Query.args": "core/scheduler/arguments.py", "Meet.args": "core/scheduler/arguments.py",
+    "LogEvent.msg": "whoever reads it", "Logged.msg": "whoever reads it",
+    "Retire.criteria": "core/scheduler/scaling.py",
+    "ClientRegistered.settings": "plain values of the scheduler's configuration", "Answer.value": "who asked",
+    "Heartbeat.metrics": "whoever reads it",
+    "Data.lent": "shell/peers.py",
+}  # fmt: skip
+
+
+def _unlimited(kind: Any, found: set[str], seen: set[Any]) -> set[str]:
+    """Fields of a message and of its items that take any text, any number with a point, or anything at all."""
+    for name, hint in typing.get_type_hints(kind, include_extras=True).items():
+        parts = [hint]
+        for part in parts:
+            if part in (str, float, bytes, Any):
+                found.add(f"{kind.__name__}.{name}")
+            elif isinstance(part, type) and issubclass(part, msgspec.Struct) and part not in seen:
+                seen.add(part)
+                _unlimited(part, found, seen)
+            elif typing.get_origin(part) is not typing.Annotated:
+                parts.extend(typing.get_args(part))
+    return found
+
+
+def test_each_field_says_what_it_may_hold() -> None:
+    """By a type of ``fields.py``; those that may hold anything are listed here, with who looks at what they hold."""
+    found: set[str] = set()
+    for _, kind in CASES:
+        _unlimited(kind, found, set())
+    assert found == set(ANY)
+
+
 BAD = "caf\udce9"
 
 

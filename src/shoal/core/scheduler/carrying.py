@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from shoal.core.scheduler.tables import Tables
+from shoal.errors import UsageError
 from shoal.ids import ClientId, WorkerId
 from shoal.messages import Answer, Carry, Give, Given
 
@@ -69,10 +70,19 @@ class Carrying:
         self._line.append(errand)
 
     def given(self, peer: str, message: Given) -> None:
-        """A holder answered."""
+        """A holder answered.
+
+        Raises
+        ------
+        UsageError
+            If it names a key that it was not asked for; its link ends by that, and the errand with it.
+        """
         errand = self._under_way.get(message.rid)
         if errand is None or errand.holder != peer:
             return
+        for named in (message.items, message.missing, message.errors, message.editions):
+            if not set(named).issubset(errand.keys):
+                raise UsageError("it answered what it was not asked for")
         del self._under_way[message.rid]
         self.done += 1
         if errand.asker in self.state.workers:
