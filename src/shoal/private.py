@@ -273,15 +273,29 @@ def _is_own_group(gid: int) -> bool:
         return False
 
 
+def _open_trusted(path: str | Path, flags: int) -> int:
+    """Open what a user named, to read or to write, without waiting for another's pipe; return its descriptor."""
+    held = os.open(path, (flags & os.O_NOFOLLOW) | os.O_PATH | os.O_CLOEXEC)  # nothing happens to it yet
+    try:
+        info = os.fstat(held)
+        if info.st_uid not in (0, os.geteuid()):
+            raise _refusal(f"it belongs to another user (uid {info.st_uid})", path)
+        return os.open(f"/proc/self/fd/{held}", (flags & ~os.O_NOFOLLOW) | os.O_CLOEXEC)
+    finally:
+        os.close(held)
+
+
 @contextmanager
 def replacing(path: str | Path, keep_mode: bool = True) -> Iterator[IO[bytes]]:
     """Write the file that a user named: a new one (mode 0600) takes its name once it is whole.
 
     A file that was there keeps its mode if it is this user's (and ``keep_mode``). A symbolic link is followed if this
-    user or root made it; what is no file, as a terminal or a pipe, is written to.
+    user or root made it; what is no file, as a terminal or a pipe, is written to if it is this user's or root's.
 
     Raises
     ------
+    PermissionError
+        If it is another user's pipe, who would read what is written.
     OSError
         If it cannot be written; what was there is still there then.
     """
@@ -291,7 +305,7 @@ def replacing(path: str | Path, keep_mode: bool = True) -> Iterator[IO[bytes]]:
     except FileNotFoundError:
         known = None
     if known is not None and not stat.S_ISREG(known.st_mode) and not stat.S_ISDIR(known.st_mode):
-        with os.fdopen(os.open(target, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "wb") as file:
+        with os.fdopen(_open_trusted(target, os.O_WRONLY | os.O_NOFOLLOW), "wb") as file:
             yield file
         return
     if known is not None and stat.S_ISDIR(known.st_mode):
@@ -371,11 +385,8 @@ def read(path: Path) -> tuple[bytes, int]:
     OSError
         If it cannot be read.
     """
-    with open(path, "rb") as file:
-        info = os.fstat(file.fileno())
-        if info.st_uid not in (0, os.geteuid()):
-            raise _refusal(f"it belongs to another user (uid {info.st_uid})", path)
-        return file.read(), stat.S_IMODE(info.st_mode)
+    with os.fdopen(_open_trusted(path, os.O_RDONLY), "rb") as file:
+        return file.read(), stat.S_IMODE(os.fstat(file.fileno()).st_mode)
 
 
 def remove(path: Path) -> None:

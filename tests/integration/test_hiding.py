@@ -12,7 +12,7 @@ from typing import Any
 import dask.config
 import pytest
 
-from shoal import Client, LocalCluster, SubprocessCluster
+from shoal import Client, LocalCluster, SubprocessCluster, hiding
 from shoal.security import pack
 
 SECRET = "this-secret-should-be-seen-by-nobody"
@@ -45,13 +45,21 @@ def _check(client: Client) -> None:
     assert SECRET not in repr(client.scheduler_info())
 
 
-@pytest.mark.parametrize("how", ["environment", "dask's environment", "configuration"])
+SECTIONS = {
+    "a section in dask's environment": ("DASK_SHOAL__SECURITY", {"secret": SECRET}),
+    "a larger section": ("DASK_Shoal", {"security": {"secret": SECRET}, "scheduler": {"backlog": 0.02}}),
+}
+
+
+@pytest.mark.parametrize("how", ["environment", "dask's environment", "configuration", *SECTIONS])
 def test_of_a_local_cluster(monkeypatch, nothing_is_left, how: str) -> None:
     """Nor by a process for one task, nor on the scheduler; a client of a task gets to its cluster all the same."""
     if how == "environment":
         monkeypatch.setenv("SHOAL_SECRET", SECRET)
     if how == "dask's environment":
         monkeypatch.setenv("DASK_SHOAL__SECURITY__SECRET", SECRET)
+    if how in SECTIONS:
+        monkeypatch.setenv(SECTIONS[how][0], repr(SECTIONS[how][1]))
     with (
         dask.config.set({} if how == "environment" else {"shoal.security.secret": SECRET}),
         LocalCluster(n_workers=1, threads_per_worker=1) as cluster,
@@ -60,6 +68,23 @@ def test_of_a_local_cluster(monkeypatch, nothing_is_left, how: str) -> None:
         _check(client)
         assert client.submit(_ask, cluster.scheduler_address).result() == 3
         assert SECRET not in repr((cluster, cluster.security, client, cluster.security.secret))
+
+
+def test_the_rest_of_a_section_stays() -> None:
+    """Of variables that hold more than the secret, and of what dask hands on; what is no mapping is left alone."""
+    tree = {"shoal": {"security": {"secret": SECRET, "plain": True}, "nanny": {}}, "other": [1]}
+    environment = {
+        "DASK_SHOAL__SECURITY": repr(tree["shoal"]["security"]),
+        "DASK_SHOAL": "{unreadable",
+        "DASK_SHOAL__SECURITY__PLAIN": "True",
+        "DASK_INTERNAL_INHERIT_CONFIG": dask.config.serialize(tree),
+    }
+    hiding.strip_environment(environment)
+    assert environment["DASK_SHOAL__SECURITY"] == "{'plain': True}"
+    assert environment["DASK_SHOAL"] == "{unreadable"
+    assert environment["DASK_SHOAL__SECURITY__PLAIN"] == "True"
+    kept = dask.config.deserialize(environment["DASK_INTERNAL_INHERIT_CONFIG"])
+    assert kept == {"shoal": {"security": {"plain": True}, "nanny": {}}, "other": [1]}
 
 
 def _ask(address: str) -> int:

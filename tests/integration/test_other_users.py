@@ -246,6 +246,48 @@ def test_a_secret_of_another_user_is_refused(machine: Path) -> None:
     assert told.split("\n") == ["ConfigurationError True"] * 2
 
 
+def test_a_pipe_of_another_user_is_neither_written_to_nor_waited_for(machine: Path) -> None:
+    """Who reads from a pipe that has the name of a scheduler file would get the secret."""
+    tmp = machine / "tmp"
+    with subprocess.Popen(
+        **_command(
+            ATTACKER,
+            f"""
+            import os
+            os.umask(0)
+            os.mkfifo('{tmp}/scheduler.json', 0o666)
+            pipe = os.open('{tmp}/scheduler.json', os.O_RDWR | os.O_NONBLOCK)
+            print('ready', flush=True)
+            input()
+            try:
+                print(os.read(pipe, 4096))
+            except BlockingIOError:
+                print('nothing')
+            """,
+            machine,
+        ),
+        stdin=subprocess.PIPE,
+    ) as attacker:
+        assert attacker.stdout is not None
+        assert attacker.stdout.readline() == "ready\n"
+        told = act(VICTIM, f"""
+            from pathlib import Path
+            from shoal import config, private, security
+            path = Path('{tmp}/scheduler.json')
+            for use in (lambda: security.write_scheduler_file(path, 'Scheduler', ['tcp://127.0.0.1:1'], b'S' * 32),
+                        lambda: private.write(path, b'a report'), lambda: security.read_scheduler_file(path),
+                        lambda: config.read_secret(path)):
+                try:
+                    use()
+                    print('done')
+                except Exception as error:
+                    print('belongs to another user' in str(error))
+            """, machine)  # fmt: skip
+        assert told.split("\n") == ["True"] * 4
+        out, _ = attacker.communicate("\n", timeout=30)
+        assert out == "nothing\n"
+
+
 def test_links_of_other_users_are_not_followed_when_files_are_written(machine: Path) -> None:
     """Reports, dumps, pid files and scheduler files whose names somebody else made first, as links to this user's."""
     tmp, home = machine / "tmp", machine / "home"

@@ -109,6 +109,20 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
         private.write(tmp_path / "nowhere" / "report", b"")
 
 
+def test_a_pipe_of_this_user_may_stand_for_a_file(tmp_path: Path) -> None:
+    """As a shell makes one for ``<(command)``."""
+    ends = os.pipe()
+    try:
+        os.write(ends[1], b"text")
+        os.close(ends[1])
+        assert private.read(Path(f"/dev/fd/{ends[0]}"))[0] == b"text"
+    finally:
+        os.close(ends[0])
+    (tmp_path / "held").write_text("secret")
+    (tmp_path / "link").symlink_to("held")
+    assert private.read(tmp_path / "link")[0] == b"secret"
+
+
 def test_only_names_of_scratch_directories_are_removed(tmp_path: Path) -> None:
     """A lock of any other name, and what it would mean, is left alone."""
     within = space(str(tmp_path))
