@@ -154,7 +154,6 @@ def test_bad_messages_of_a_peer_with_the_secret(cluster: Cluster) -> None:
         assert list(client.has_what()) == list(client.scheduler_info()["workers"])
         until(lambda: len(client.scheduler_info()["workers"]) == 1)
     log = cluster.log.read_text()
-    print(log)  # noqa: T201
     assert "Expected `int` >= 1" in log
     assert "TaskSpec.payload is no payload" in log
 

@@ -99,7 +99,7 @@ def _there(file: Path) -> Path:
         ("tcp://127.0.0.1:1 --nthread 2", "no such option"),
         ("tcp://127.0.0.1:1 --worker-class no.such.Class", "--worker-class"),
         ("tcp://127.0.0.1:1 --worker-port nine", "port must be"),
-        ("tcp://127.0.0.1:1 --death-timeout 100ms", "nobody could be reached"),
+        ("tcp://127.0.0.1:1 --death-timeout 500ms", "nobody could be reached"),
         ("--scheduler-file none.json --death-timeout 100ms", "did not appear"),
         ("tcp://127.0.0.1:1 --memory-limit 5parsecs", "memory_limit"),
         ("tcp://127.0.0.1:1 --resources GPU", "--resources"),
