@@ -7,10 +7,12 @@ from typing import Annotated, Any
 
 import msgspec
 
+from shoal.checks import MOST_AMOUNT, MOST_COUNT, MOST_PRIORITY
+
 #: Threads of a worker.
 MOST_THREADS = 65_536
 
-MOST = 2**63 - 1
+MOST = MOST_COUNT
 #: A key as it travels (see ``ids.key_to_wire``).
 Key = Annotated[str, msgspec.Meta(min_length=1, max_length=2**20)]
 #: A name or an id that a process, a user or shoal gave; empty where there is none.
@@ -20,14 +22,14 @@ Text = Annotated[str, msgspec.Meta(max_length=2**24)]
 Count = Annotated[int, msgspec.Meta(ge=0, le=MOST)]
 #: Bytes; -1 where they are not known.
 Size = Annotated[int, msgspec.Meta(ge=-1, le=MOST)]
-Priority = Annotated[int, msgspec.Meta(ge=-(2**62), le=2**62)]
+Priority = Annotated[int, msgspec.Meta(ge=-MOST_PRIORITY, le=MOST_PRIORITY)]
 Threads = Annotated[int, msgspec.Meta(ge=1, le=MOST_THREADS)]
 #: The number of a thread; -1 where it has none.
 Thread = Annotated[int, msgspec.Meta(ge=-1, le=MOST)]
 #: Seconds from 0 on, and an amount of a resource: never NaN, never infinite.
-Time = Annotated[float, msgspec.Meta(ge=0.0, le=1e300)]
-Amount = Annotated[float, msgspec.Meta(ge=0.0, le=1e300)]
-Finite = Annotated[float, msgspec.Meta(ge=-1e300, le=1e300)]
+Time = Annotated[float, msgspec.Meta(ge=0.0, le=MOST_AMOUNT)]
+Amount = Annotated[float, msgspec.Meta(ge=0.0, le=MOST_AMOUNT)]
+Finite = Annotated[float, msgspec.Meta(ge=-MOST_AMOUNT, le=MOST_AMOUNT)]
 #: Bytes or a :class:`Blob`, which the codec checks (``core/payloads.py``); the second may be missing.
 Payload = Annotated[Any, msgspec.Meta(extra={"payload": "there"})]
 MaybePayload = Annotated[Any, msgspec.Meta(extra={"payload": "maybe"})]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -54,6 +55,22 @@ def test_every_file_is_on_the_map() -> None:
     for path in SOURCES:
         if path.name not in ("__init__.py", "__main__.py"):
             assert path.name in text or f"`{path.parent.name}/`" in text, path.name
+
+
+def test_every_page_is_found_from_the_map_or_the_readme() -> None:
+    """Nobody reads a page that no other one names."""
+    text = (ROOT / "ARCHITECTURE.md").read_text() + (ROOT / "README.md").read_text()
+    assert [page.name for page in (ROOT / "docs").glob("*.md") if f"docs/{page.name}" not in text] == []
+
+
+@pytest.mark.parametrize("page", [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")], ids=lambda page: page.name)
+def test_files_that_a_page_names_are_there(page: Path) -> None:
+    """Tests, tools, examples and modules, by their paths from the top or from the package."""
+    places = (ROOT, ROOT / "src", ROOT / "src" / "shoal")
+    named = re.findall(
+        r"`((?:tests|tools|benchmarks|examples|docs|src|shoal|core|shell|sim)/[\w/.-]+)[`:]", page.read_text()
+    )
+    assert [name for name in named if not any((place / name).exists() for place in places)] == []
 
 
 #: Calls that create, change or remove files; ``private.py`` has them all, with the checks that they need.
