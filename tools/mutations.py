@@ -25,12 +25,14 @@ TESTS = Path(__file__).parents[1] / "tests"
 BY_HAND = [
     TESTS / "scenarios", TESTS / "machines", TESTS / "unit" / "test_hostile_messages.py", TESTS / "unit" / "test_nanny_core.py", TESTS / "unit" / "test_worker_parts.py",
     TESTS / "unit" / "test_liveness.py",
+    TESTS / "unit" / "test_sealing.py", TESTS / "unit" / "test_session.py",
 ]  # fmt: skip
 STATE, SCHEDULER = "core/scheduler/state.py", "core/scheduler/reactor.py"
 ASSIGNMENT, SCARCE = "core/scheduler/assignment.py", "core/scheduler/scarce.py"
 WORKER, CLIENT = "core/worker/reactor.py", "core/client/reactor.py"
 COPIES, FLEET, SLOTS = "core/worker/copies.py", "core/scheduler/fleet.py", "core/worker/slots.py"
 CHANNEL, NANNY = "core/channel.py", "core/nanny/reactor.py"
+SEALING, FRAMING, SESSION = "core/sealing.py", "core/framing.py", "core/session.py"
 OWING = "core/scheduler/owing.py"
 DISTRUST, PARCELS, UNSENDABLE = "core/distrust.py", "core/parcels.py", "core/unsendable.py"
 MEETING = "core/scheduler/meeting.py"
@@ -140,6 +142,13 @@ MUTATIONS: list[tuple[str, str, str, str]] = [
     ("a running value of another definition counts", WORKER, "        if record.edition != record.wanted:\n            if outcome", "        if False:\n            if outcome"),
     ("a silent worker is kept", FLEET, "            if silent > ttl:", "            if False:"),
     ("whoever is blamed need not have run", FLEET, "            running = [task.key for task in assigned[: worker.nthreads]]", "            running = [*state.tasks]"),
+    ("tags have no number", SEALING, "        self._number += 1\n", "        pass\n"),
+    ("both directions have one key", SEALING, 'b"seal\\0" + side + b', 'b"seal\\0" + b'),
+    ("lengths are believed before they are checked", FRAMING, 'self._check(self._seal.verify(tag, self._begun + piece))', "self._seal.verify(tag, self._begun + piece)"),
+    ("buffers are not authenticated", FRAMING, "self._check(self._seal.verify(piece, self._body, self._buffers))", "pass"),
+    ("a proof does not cover the certificate", SESSION, "b\"%d\" % challenge.process, binding,", "b\"%d\" % challenge.process,"),
+    ("any process of the user's may pass a handshake on", SESSION, "challenge.seal or challenge.process != carrier.peer_process", "challenge.seal"),
+    ("bytes behind a proof are taken", FRAMING, "if frames and have and not self.buffer_limit:", "if False:"),
     ("what was not heard is not said again", CHANNEL, "        return iter([frame for frame, _ in self._kept])", "        return iter(())"),
     ("a worker that failed to start is not tried again", NANNY, "        if self.state is ChildState.BACKOFF:\n            self._start(now)\n", "        if self.state is ChildState.BACKOFF:\n            pass\n"),
     ("a worker that was to be killed comes back", NANNY, "        again = self.wish is Wish.UP and", "        again = self.wish in (Wish.UP, Wish.DOWN) and"),
