@@ -224,6 +224,20 @@ def priority(value: Any) -> int:
     return whole(found, "priority", -MOST_PRIORITY, MOST_PRIORITY)
 
 
+def flag(value: Any, what: str) -> bool:
+    """Check what is to be true or false: anything that can be asked for its truth; None is False.
+
+    Raises
+    ------
+    UsageError
+        If it cannot be asked.
+    """
+    try:
+        return bool(value)
+    except Exception as error:
+        raise UsageError(f"{what} must be True or False, got {_shown(value)}") from error
+
+
 def amounts(value: Any, what: str = "resources") -> dict[str, float] | None:
     """Check amounts of resources, by name; an amount of 0 asks for nothing. None stays None.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +17,7 @@ from shoal import Client, Event, Lock, MultiLock, Nanny, Queue, Semaphore, Varia
 from shoal.checks import MOST_KEY, MOST_NAME
 from shoal.cli import main
 from shoal.errors import UsageError
+from shoal.messages import Bye, Cancel, RunFunction, Subscribe, Unwant
 from shoal.observe.spans import span
 
 LONE = "caf\udce9"
@@ -34,6 +36,13 @@ BAD_AMOUNTS = [{"GPU": bad} for bad in [*BAD_NUMBERS[1:], 10**400, -1, None]] + 
     "GPU",
 ]
 BAD_TIMES = [float("nan"), -1, "soon", [1]]
+
+
+class Unsure:
+    """Neither true nor false."""
+
+    def __bool__(self) -> bool:
+        raise KeyError("neither")
 
 
 def inc(x: int) -> int:
@@ -65,6 +74,7 @@ TABLE: list[tuple[str, str, Callable[[Client, Any], Any], list[Any]]] = [
     ("why", "key", lambda c, v: c.why(v), BAD_KEYS),
     ("story", "key", lambda c, v: c.story(v), BAD_KEYS),
     ("nbytes", "key", lambda c, v: c.nbytes([v]), BAD_KEYS),
+    ("map", "key", lambda c, v: c.map(inc, [1], key=v), [LONE, "x" * (MOST_KEY + 1), "x" * 2**20]),
     ("submit", "priority", lambda c, v: c.submit(inc, 1, priority=v), BAD_NUMBERS),
     ("map", "priority", lambda c, v: c.map(inc, [1], priority=v), BAD_NUMBERS),
     ("compute", "priority", lambda c, v: c.compute(dask.delayed(inc)(1), priority=v), BAD_NUMBERS),
@@ -124,6 +134,14 @@ TABLE: list[tuple[str, str, Callable[[Client, Any], Any], list[Any]]] = [
     ("span", "name", lambda c, v: span(v).__enter__(), BAD_NAMES),
     ("cancel", "reason", lambda c, v: c.cancel([], reason=v), [LONE, 5]),
     ("retire_workers", "reason", lambda c, v: c.retire_workers(reason=v), [LONE, 5]),
+    ("submit", "actor", lambda c, v: c.submit(inc, 1, actor=v), [Unsure()]),
+    ("submit", "allow_other_workers", lambda c, v: c.submit(inc, 1, workers="a", allow_other_workers=v), [Unsure()]),
+    ("cancel", "force", lambda c, v: c.cancel([], force=v), [Unsure()]),
+    ("run", "wait", lambda c, v: c.run(inc, 1, wait=v), [Unsure()]),
+    ("restart", "wait_for_workers", lambda c, v: c.restart(wait_for_workers=v), [Unsure()]),
+    ("register_plugin", "idempotent", lambda c, v: c.register_plugin(shoal.WorkerPlugin(), idempotent=v), [Unsure()]),
+    ("retire_workers", "close_workers", lambda c, v: c.retire_workers([], close_workers=v), [Unsure()]),
+    ("get_versions", "packages", lambda c, v: c.get_versions(packages=v), [[LONE], [object()]]),
     ("retire_workers", "n", lambda c, v: c.retire_workers(n=v), [10**30, LONE, object()]),
     ("replicate", "n", lambda c, v: c.replicate([], n=v), [*BAD_COUNTS, 0]),
     ("wait_for_workers", "n_workers", lambda c, v: c.wait_for_workers(v), [*BAD_COUNTS, 0]),
@@ -160,6 +178,32 @@ def shared(shared_cluster: Any) -> Any:
     """A client of it."""
     with Client(shared_cluster) as client:
         yield client
+
+
+def test_what_is_as_good_as_true_or_false_may_be_given_for_it(shared: Client) -> None:
+    """It used to travel as it was, which closed the link, and took all other futures of the client along."""
+    before = shared.submit(time.sleep, 0.2, pure=False)
+    for value in (0, 1, 5, None, "yes", [], numpy.bool_(True)):
+        told = shared.submit(inc, 1, actor=value, pure=False)
+        shared.cancel([told], force=value)
+        assert shared.run(inc, 1, wait=value) in (None, dict.fromkeys(shared.nthreads(), 2))
+        shared.register_plugin(shoal.WorkerPlugin(), name="p", idempotent=value)
+        shared.retire_workers([], close_workers=value, remove=value, force=value)
+        shared.submit(inc, 1, workers=["nobody"], allow_other_workers=value, pure=False).cancel()
+    assert before.result() is None
+
+
+def test_a_message_that_is_none_of_the_protocol_is_an_error_where_it_is_said(shared: Client) -> None:
+    """Whatever call forgets to check an argument: the link stays, and with it all that other calls wait for."""
+    before = shared.submit(time.sleep, 0.2, pure=False)
+    for message in (Subscribe("t", on=5), Subscribe("x" * 10**6), Bye(LONE), Unwant([None])):  # type: ignore
+        with pytest.raises(UsageError, match=r"on does not|topic|cannot be sent|keys"):
+            shared._connection.say(message)
+    with pytest.raises(UsageError, match="force does not fit into Cancel"):
+        shared._connection.cancel(Cancel([], 5), "no reason")  # type: ignore
+    with pytest.raises(UsageError, match="wait does not fit into RunFunction"):
+        shared.sync(shared._connection.request, lambda rid: RunFunction(rid, b"", wait=5))  # type: ignore
+    assert before.result() is None
 
 
 def test_numbers_of_numpy_are_numbers(shared: Client) -> None:

@@ -57,7 +57,7 @@ class AdminCalls(ClientBase):
         """Cancel futures, and what depends on them; ``force`` overrides the interest of other clients."""
         self._check_open()
         why = None if not (reason or msg) else checks.note(reason or msg, "reason")
-        self._connection.cancel(Cancel(self._keys_of(futures), force, why), why or CANCELLED)
+        self._connection.cancel(Cancel(self._keys_of(futures), checks.flag(force, "force"), why), why or CANCELLED)
         return self._said()
 
     def retry(self, futures: Any, asynchronous: bool | None = None) -> Any:
@@ -104,7 +104,8 @@ class AdminCalls(ClientBase):
         payload = serialize.dumps((function, args, kwargs), "the function")
         checks.payload(serialize.payload_nbytes(payload), "the function with its arguments", "scatter what is large")
         named = checks.workers(workers)
-        target = "nannies" if nanny else "workers"
+        wait = checks.flag(wait, "wait")
+        target = "nannies" if checks.flag(nanny, "nanny") else "workers"
         return self._sync(self._run(lambda rid: RunFunction(rid, payload, target, named, wait), wait, on_error))
 
     async def _run(self, make: Callable[[int], Any], wait: bool, on_error: str) -> Any:
@@ -152,7 +153,8 @@ class AdminCalls(ClientBase):
         TimeoutError
             If workers are not back after ``timeout`` seconds, naming them.
         """
-        return self._sync(self._restart(config.seconds(timeout, "timeout") or 60.0, wait_for_workers))
+        wait = checks.flag(wait_for_workers, "wait_for_workers")
+        return self._sync(self._restart(config.seconds(timeout, "timeout") or 60.0, wait))
 
     async def _restart(self, timeout: float, wait_for_workers: bool) -> Self:
         try:

@@ -19,7 +19,7 @@ from shoal.client.graphs import Asking, finalized, graph_tasks, persisted, with_
 from shoal.client.inside import outside
 from shoal.client.keeping import futures_of
 from shoal.client.loading import load_each
-from shoal.client.packing import asking_for, name_of, options_of, own, pack_calls
+from shoal.client.packing import asking_for, name_of, options_of, own, pack_calls, prefix_of
 from shoal.client.remote import RemoteScheduler
 from shoal.client.shapes import MISSING, fill, find_futures, flatten, reshape
 from shoal.client.sharing import Sharing
@@ -128,7 +128,7 @@ class Client(Sharing):
         ForeignFutureError
             If an argument is a future of another client, or of a closed one.
         """
-        actor = actor or actors
+        actor = checks.flag(actor, "actor") or checks.flag(actors, "actors")
         options = options_of(
             priority, retries, workers, allow_other_workers, resources, actor, None, killable, task_timeout
         )
@@ -177,8 +177,8 @@ class Client(Sharing):
         if batch_size is not None:
             batch_size = checks.whole(batch_size, "batch_size", 1, sys.maxsize)
         keys = iter(key) if isinstance(key, list | tuple) else None
-        name = "" if key is None or keys is not None else str(key)
-        actor = actor or actors
+        name = prefix_of(key) if key is not None and keys is None else ""
+        actor = checks.flag(actor, "actor") or checks.flag(actors, "actors")
         options = options_of(
             priority, retries, workers, allow_other_workers, resources, actor, None, killable, task_timeout
         )

@@ -20,6 +20,7 @@ from shoal.core.client.future import FutureRecord, FutureStatus, Outcome
 from shoal.core.client.reactor import ClientCore
 from shoal.core.effects import Answered, Effect, EventLogged, Log, Registered, Send, Settled
 from shoal.core.events import Event, LinkLost, Received, Released, Said
+from shoal.core.fitting import checked
 from shoal.errors import ClosedClientError, TaskError, UsageError
 from shoal.messages import (
     Bye,
@@ -157,8 +158,15 @@ class Connection:
         self.check_open()
 
     def say(self, message: Any, nbytes: int = 0) -> None:
-        """Put a message in line for the scheduler; ``nbytes`` is about its size, where it may be large."""
+        """Put a message in line for the scheduler; ``nbytes`` is about its size, where it may be large.
+
+        Raises
+        ------
+        UsageError
+            If it is none of the protocol.
+        """
         self.check_open()
+        checked(message)
         if nbytes:
             self.gate.add(nbytes)
         self._todo.append(Said(message))
@@ -168,7 +176,7 @@ class Connection:
         """Cancel what the message names: at once here, then there."""
         with self.lock:
             self.check_open()
-            self.core.cancel(message.keys, reason)
+            self.core.cancel(checked(message).keys, reason)
             self._todo.append(Said(message))
         self._wake()
 
@@ -375,6 +383,7 @@ class Connection:
         message = make(self._rid)
         if type(message) in (Meet, Query):
             check_plain(message.args, f"what {message.what!r} is asked with")
+        checked(message)
         future = self._answers[self._rid] = self.loop.create_future()
         with self.lock:
             self._drain()

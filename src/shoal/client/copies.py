@@ -115,7 +115,9 @@ class CopyCalls(AdminCalls):
         if named is not None and criteria:
             raise UsageError(f"give workers, or {next(iter(criteria))!r} to choose them by, not both")
         patience = config.seconds(timeout, "timeout")
-        return self._sync(self._retire(named, criteria, close_workers, remove, force, patience, reason))
+        close, remove = checks.flag(close_workers, "close_workers"), checks.flag(remove, "remove")
+        force = checks.flag(force, "force")
+        return self._sync(self._retire(named, criteria, close, remove, force, patience, reason))
 
     async def _retire(
         self,

@@ -59,7 +59,7 @@ class Hooks(CopyCalls):
         kind = _kind(plugin)
         name = name or getattr(plugin, "name", None) or f"{type(plugin).__name__}-{uuid4().hex}"
         name = checks.name(name, "name")
-        stays = bool(getattr(plugin, "idempotent", False)) if idempotent is None else idempotent
+        stays = checks.flag(getattr(plugin, "idempotent", False) if idempotent is None else idempotent, "idempotent")
         payload = serialize.dumps(plugin, f"the plugin {name!r}")
         checks.payload(serialize.payload_nbytes(payload), f"the plugin {name!r}", "it is too large")
         return self._sync(self._change_plugin(kind, name, payload, stays))

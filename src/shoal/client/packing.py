@@ -11,6 +11,7 @@ from uuid import uuid4
 
 from shoal import checks, config
 from shoal.client.future import Future
+from shoal.core.fitting import checked
 from shoal.errors import ForeignFutureError, UsageError
 from shoal.ids import key_to_wire
 from shoal.messages import DropFunctions, Options, TaskSpec
@@ -25,6 +26,8 @@ BATCH_BYTES: Final = 16 << 20
 #: About what a call takes beside its arguments and its key.
 _CALL_BYTES: Final = 64
 _NO_KEY: Final = object()
+#: Characters of a key after its prefix: a dash, and a digest.
+_DIGEST: Final = 33
 
 #: Functions that a client and the scheduler remember for it; the ones used longest ago are forgotten.
 FUNCTIONS_KEPT: Final = 1000
@@ -75,6 +78,18 @@ def name_of(function: Any) -> str:
     inner = getattr(function, "func", function)  # functools.partial
     name = str(getattr(inner, "__name__", type(inner).__name__)).strip("<>")
     return checks.text(name, 200) or type(inner).__name__
+
+
+def prefix_of(key: Any) -> str:
+    """Check what all keys of a map are to begin with; it may be empty, and a tuple stands for its text.
+
+    Raises
+    ------
+    UsageError
+        If it would make keys that are too long, or that UTF-8 cannot carry.
+    """
+    key = key if isinstance(key, str) else str(key)
+    return checks.name(key, "key", checks.MOST_KEY - _DIGEST) if key else ""
 
 
 def unpack(value: Any, client: Any, deps: list[str]) -> Any:
@@ -195,10 +210,12 @@ def options_of(
     retries = noted.get("retries", 0) if retries is None else retries
     if workers is None:
         workers = noted.get("workers")
-        allow_other_workers = noted.get("allow_other_workers", False) or allow_other_workers
+        noted_others = checks.flag(noted.get("allow_other_workers"), "allow_other_workers")
+        allow_other_workers = noted_others or allow_other_workers
     resources = noted.get("resources") if resources is None else resources
     executor = noted.get("executor", "") if executor is None else executor
     named = checks.workers(workers)
+    allow_other_workers = checks.flag(allow_other_workers, "allow_other_workers")
     if allow_other_workers and named is None:
         raise UsageError("allow_other_workers=True means nothing without workers=")
     priority = checks.priority(priority)
@@ -217,7 +234,20 @@ def options_of(
         raise UsageError(f"the annotation 'span' is made by shoal.span, got {around!r:.200}")
     names = [checks.name(one, "span") for one in around.get("name", ())] or None
     ids = [checks.name(one, "span") for one in around.get("ids", ())] or None
-    return Options(priority, retries, named, bool(allow_other_workers), resources, executor, actor, apart, names, ids)
+    return checked(
+        Options(
+            priority,
+            retries,
+            named,
+            allow_other_workers,
+            resources,
+            executor,
+            actor,
+            apart,
+            names,
+            ids,
+        )
+    )
 
 
 def asking_for(

@@ -257,7 +257,7 @@ class Questions(Hooks):
         UsageError
             If ``check`` and they differ, naming all that do.
         """
-        names = list(packages or ())
+        names = [packages] if isinstance(packages, str) else [checks.name(one, "packages") for one in packages or ()]
 
         async def ask() -> dict[str, Any]:
             payload = serialize.dumps((inspection.versions, (names,), {}), "the function")
