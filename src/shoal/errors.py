@@ -98,8 +98,10 @@ class KilledWorker(TaskError):
         lines = "".join(f"\n  - {death}" for death in self.deaths)
         told = " ".join(self.deaths)
         advice = "".join(f"\n{text}" for words, text in _ADVICE if any(word in told for word in words))
+        brought = self.deaths and all("were brought together" in death for death in self.deaths)
+        was = "was to run" if brought else "was running"
         return (
-            f"task {self.task!r} was running on {len(self.deaths)} workers when they died "
+            f"task {self.task!r} {was} on {len(self.deaths)} workers when they died "
             f"(allowed-failures is {self.allowed_failures}):{lines}{advice}\n"
             "To find out more, run it alone with Client(processes=False) or in a plain interpreter; to try more often, "
             "set distributed.scheduler.allowed-failures."

@@ -218,9 +218,13 @@ class Oracle:
             )
 
     def _check_death(self, key: str, told: str) -> None:
-        """A worker is said to have died under ``key``: it is gone, and had it; where a nanny saw it, in a thread."""
+        """A worker is said to have died under ``key``: it is gone, and had it; where a nanny saw it, in a thread.
+
+        Where its memory was too small it may also have been bringing the inputs.
+        """
         name = told.partition("sim://")[2].partition(")")[0]
-        under = self.died_under.get(name, self.given.get(name, set()))
+        given = self.given.get(name, set())
+        under = given if "were brought together" in told else self.died_under.get(name, given)
         self.world.require(name in self.gone and key in under, f"{key} was not under {name}: {told}")
 
     def check_values(self) -> None:

@@ -8,6 +8,7 @@ from typing import Any, assert_never
 
 from shoal.core.effects import ERROR, INFO, WARNING, Answered, CloseLink, Effect, Log, Notify, Send
 from shoal.core.scheduler import explain
+from shoal.core.scheduler.burdens import burdens
 from shoal.core.scheduler.calls import PendingCalls
 from shoal.core.scheduler.carrying import Carrying
 from shoal.core.scheduler.copying import Copying
@@ -380,8 +381,11 @@ class Fleet(ABC):
     ) -> None:
         """``safe``: nothing is lost by it; ``by``: who wanted it to retire."""
         state = self.state
+        nanny = state.nannies.get(worker.slot)
+        has_nanny = nanny is not None
+        if nanny is not None and not expected:
+            nanny.burdens = (worker.id, *burdens(worker))
         assigned = state.remove_worker(worker)
-        has_nanny = worker.slot in state.nannies
         self.paused.pop(worker, None)
         for pair in [pair for pair in self._unreachable if pair[0] == worker.id]:
             del self._unreachable[pair]
@@ -402,15 +406,23 @@ class Fleet(ABC):
         if running and not expected:
             self._blame(worker.name, worker.address, reason, running)
 
-    def _blame(self, name: str, address: str, reason: str, running: list[str]) -> None:
-        """Count a death against the tasks that were in its threads; give up those that had too many."""
+    def _blame(
+        self, name: str, address: str, reason: str, running: list[str], brought: dict[str, str] | None = None
+    ) -> None:
+        """Count a death against the tasks that were in its threads; give up those that had too many.
+
+        ``brought``: also against those whose inputs it was bringing together, with words for each.
+        """
         state = self.state
-        for key in running:
+        brought = brought or {}
+        for key in (*running, *brought):
             task = state.tasks.get(key)
             if task is None:
                 continue
             beside = [other for other in running if other != key]
             line = f"worker {name} ({address}): {reason}"
+            if key in brought:
+                line += f"; {brought[key]}"
             if beside:
                 line += f"; beside it ran {', '.join(beside[:5])}{' …' if len(beside) > 5 else ''}"
             task.deaths = [*(task.deaths or ()), line]

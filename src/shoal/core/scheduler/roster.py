@@ -234,8 +234,8 @@ class NannyRecord:
     """One nanny: a slot, the worker that lives there now, and how those before it ended."""
 
     __slots__ = (
-        "address", "deaths", "died_at", "host", "id", "last_death", "name", "parted", "pid", "recoveries", "restarts",
-        "worker",
+        "address", "burdens", "deaths", "died_at", "host", "id", "last_death", "name", "parted", "pid", "recoveries",
+        "restarts", "worker",
     )  # fmt: skip
 
     def __init__(self, id: SlotId, name: str, host: str, pid: int, address: str = "") -> None:
@@ -243,6 +243,8 @@ class NannyRecord:
         self.worker: WorkerId | None = None
         #: The last worker that said goodbye: its end is nobody's fault.
         self.parted: WorkerId | None = None
+        #: The last worker that was gone, and the tasks whose inputs it may have been bringing (``burdens.py``).
+        self.burdens: tuple[WorkerId, dict[str, str], bool] | None = None
         #: Workers that ended, by cause; how often another was started.
         self.deaths: dict[str, int] = {}
         self.restarts = 0

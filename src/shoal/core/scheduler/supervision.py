@@ -106,7 +106,17 @@ class Supervision(Fleet):
         elif not message.expected and nanny.parted != message.worker:
             self._log(WARNING, f"worker {nanny.name} died: {message.reason}")
             self._blame(nanny.name, address, _with_last_words(message), message.running)
+        if message.cause == "memory" and not message.expected:
+            self._blame_burdens(nanny, address, message)
         self._notify("worker_died", told)
+
+    def _blame_burdens(self, nanny: NannyRecord, address: str, message: WorkerDied) -> None:
+        """Its memory was too small: count that also against those whose inputs may have been too much for it."""
+        worker, brought, large = nanny.burdens or ("", {}, False)
+        nanny.burdens = None
+        if worker == message.worker and (large or not message.running):
+            brought = {key: words for key, words in brought.items() if key not in message.running}
+            self._blame(nanny.name, address, _with_last_words(message), [], brought)
 
     # -------------------------------------------------------------------------------------------- restarts
 
