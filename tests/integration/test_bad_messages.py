@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import subprocess
 import sys
@@ -211,6 +212,29 @@ def test_a_scheduler_that_ends_by_a_bug(cluster: Cluster) -> None:
     assert "CallDone" in story
     assert cluster.worker.wait(20) == 1
     assert "as if by a bug" in cluster.worker_log.read_text().strip().splitlines()[-1]
+
+
+def stop_loop(dask_scheduler: Any) -> None:
+    asyncio.get_running_loop().stop()
+
+
+async def cancel_all(dask_scheduler: Any) -> None:
+    for task in asyncio.all_tasks():
+        task.cancel()
+
+
+@pytest.mark.parametrize("function", [stop_loop, cancel_all])
+def test_a_scheduler_whose_loop_is_interrupted(cluster: Cluster, function: Any) -> None:
+    """Its worker and its client are told that it did not end on purpose."""
+    with cluster.client() as client:
+        client.wait_for_workers(1, timeout=30)
+        with contextlib.suppress(ShoalError, asyncio.CancelledError):
+            client.run_on_scheduler(function)
+        assert cluster.scheduler.wait(20) == 1
+        assert cluster.worker.wait(20) == 1
+        with pytest.raises(ShoalError, match="interrupted by an error"):
+            client.scheduler_info()
+    assert "interrupted by an error" in cluster.worker_log.read_text().strip().splitlines()[-1]
 
 
 def test_a_scheduler_that_is_killed(cluster: Cluster) -> None:

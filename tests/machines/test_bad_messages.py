@@ -10,18 +10,25 @@ from shoal.core.effects import CloseLink, Log, Send
 from shoal.core.events import LinkOpened, Received
 from shoal.core.scheduler.reactor import SchedulerCore
 from shoal.errors import InternalError, InvariantViolation
+from shoal.ids import WorkerId
 from shoal.messages import (
     Answer,
     Bye,
     Cancel,
+    DataPut,
+    FireAndForget,
+    KeyInfo,
     KeysCancelled,
     Meet,
     Options,
     Query,
     RegisterClient,
+    RegisterNanny,
+    RegisterWorker,
     Submit,
     TaskSpec,
     Want,
+    WorkerDied,
 )
 
 
@@ -50,6 +57,22 @@ def test_one_bad_message_costs_its_peer_alone(monkeypatch: pytest.MonkeyPatch) -
     assert any("Traceback" in effect.text for effect in effects if isinstance(effect, Log))
     assert isinstance(said(effects, "good")[0], KeysCancelled)
     assert core.handle([Received("bad", [Want(["b"])])], 2.0) == []  # it is not heard any more
+
+
+def test_nobody_speaks_for_the_scheduler_or_for_the_nanny_of_another() -> None:
+    """Data in the name of what the scheduler itself keeps, the death of another's worker: each ends its own link."""
+    core = core_with("good")
+    core.handle([Received("good", [TASK, FireAndForget(["a"])])], 1.0)
+    register = RegisterWorker("w", "slot", ["tcp://h:1"], 1, 0, 1, "h")
+    core.handle([LinkOpened("worker", "w"), Received("w", [register])], 1.0)
+    core.handle([LinkOpened("nanny", "n"), Received("n", [RegisterNanny("n", "h", 1)])], 1.0)
+    effects = core.handle([Received("n", [WorkerDied("w", "it says so", ["a"])])], 2.0)
+    assert [effect.to for effect in effects if isinstance(effect, CloseLink)] == ["n"]
+    assert WorkerId("w") in core.state.workers
+    (own,) = [client for client in core.state.clients.values() if not client.remote]
+    effects = core.handle([Received("w", [DataPut(own.id, [KeyInfo("x", 5)], 1)])], 3.0)
+    assert [effect.to for effect in effects if isinstance(effect, CloseLink)] == ["w"]
+    assert "x" not in core.state.tasks
 
 
 def test_a_state_that_is_wrong_afterwards_ends_the_program(monkeypatch: pytest.MonkeyPatch) -> None:

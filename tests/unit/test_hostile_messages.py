@@ -191,6 +191,23 @@ def test_a_request_that_cannot_be_sent_is_answered() -> None:
     assert [(told.rid, "could not be encoded" in told.error) for told in arrived] == [(5, True)]
 
 
+def test_a_sum_of_sizes_beyond_64_bits_is_answered() -> None:
+    """Each size is within its bounds, and all of them together are not; what else cannot be sent is an error."""
+    frames = list(
+        Parcels(Codec(messages.ToClient)).frames([Answer(1, {"total_memory": 3 * (2**63 - 1), "n": [2**63, -1]})])
+    )
+    (answer,) = Codec(messages.ToClient).decode(*frames[0])
+    assert len(frames) == 1
+    assert answer.value == {"total_memory": float(3 * (2**63 - 1)), "n": [2**63, -1]}
+    deep: Any = 2**70
+    for _ in range(100_000):
+        deep = [deep]
+    for value in (deep, "\ud800", 10**1000, object()):
+        frames = list(Parcels(Codec(messages.ToClient)).frames([Answer(1, value)]))
+        (answer,) = Codec(messages.ToClient).decode(*frames[0])
+        assert "could not be encoded" in answer.error
+
+
 def test_copies_are_announced_once_whatever_stands_with_them() -> None:
     """Announcements are counted by both sides, so that each arrives as one message."""
     arrived, _ = through("FromWorker", [AddKeys([KeyInfo("a", 10**30, BAD), KeyInfo("b", 1)])])

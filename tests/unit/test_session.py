@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 
 from shoal.core.framing import FrameReader, FramingError, SealError, pack_frame, seal_frame
+from shoal.core.scheduler.boxes import KEEPER
+from shoal.core.scheduler.meeting import FORGETFUL
 from shoal.core.session import Carrier, Session
 from shoal.errors import HandshakeError, LinkError
 from shoal.messages import INBOUND, PROTOCOL_VERSION, Hello, ToClient
@@ -50,6 +52,15 @@ def test_versions_are_named() -> None:
     client, server = pair(b"x", b"x")
     hello = client._handshake.encode([Hello(99, "client", "c", b"1" * 16)])
     with pytest.raises(HandshakeError, match=f"99 there, {PROTOCOL_VERSION} here"):
+        shake(client, server, hello)
+
+
+@pytest.mark.parametrize("id", [KEEPER, FORGETFUL, "", "a\nb", "x" * 201, "é", "\0"])
+def test_no_peer_has_an_id_of_the_schedulers_own(id: str) -> None:
+    """What is left with the scheduler belongs to one of them; others would spoil its log."""
+    client, server = pair(b"x", b"x")
+    hello = client._handshake.encode([Hello(PROTOCOL_VERSION, "client", id, b"1" * 16)])
+    with pytest.raises(FramingError, match="proper nonce, id"):
         shake(client, server, hello)
 
 

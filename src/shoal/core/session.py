@@ -24,6 +24,8 @@ from shoal.errors import HandshakeError
 from shoal.messages import PROTOCOL_VERSION, Challenge, Handshake, Hello, Proof, Refused, Welcome
 
 NONCE_BYTES: Final = 16
+#: Characters of the id of a peer.
+MOST_ID: Final = 200
 
 
 class SessionState(IntEnum):
@@ -248,7 +250,7 @@ class Session:
         self._check_version(hello.version)
         if hello.role not in self._inbound:
             raise HandshakeError(f"a {self.role} has no links with the role {hello.role[:40]!r}")
-        if len(hello.nonce) != NONCE_BYTES or not 0 < len(hello.id) <= 200 or len(hello.channel) > 64:
+        if len(hello.nonce) != NONCE_BYTES or not _is_id(hello.id) or len(hello.channel) > 64:
             raise FramingError("a hello without a proper nonce, id or channel")
         self.peer_role, self.peer_id = hello.role, hello.id
         self._hello = hello
@@ -298,6 +300,11 @@ class Session:
 
     def _advance(self, event: SessionEvent) -> None:
         self.state = SESSION.advance(self.state, event, f"{self.role} {self.id}")
+
+
+def _is_id(id: str) -> bool:
+    """Whether a peer may be called so: ids with a space are the scheduler's own, others would spoil the log."""
+    return 0 < len(id) <= MOST_ID and id.isascii() and id.isprintable() and " " not in id
 
 
 #: What the dialler's proof begins with, unsealed and sealed.

@@ -110,7 +110,12 @@ def fallback(message: Any, why: str) -> Fallback:
             told = TaskError(None, None, text(message.error.text), f"(it came as text alone: {why})")
             return Fallback([KeyErred(message.key, message.origin, told, message.wish)], [])
         case Answer():
-            return Fallback([Answer(message.rid, None, why)], [])
+            try:
+                value = _rounded(message.value)
+                msgspec.msgpack.encode(value, enc_hook=_only_blobs)
+            except Exception:  # it was not that
+                return Fallback([Answer(message.rid, None, why)], [])
+            return Fallback([Answer(message.rid, value)], [])
         case Data():
             keys = [*message.items, *message.lent]
             missing = [key for key in message.missing if carries(key)]
@@ -123,6 +128,21 @@ def fallback(message: Any, why: str) -> Fallback:
             return Fallback([], [Answer(message.rid, None, why)])
         case _:
             return Fallback([mended(message)], [])
+
+
+def _only_blobs(value: Any) -> None:
+    """What the codec takes beyond plain values, told as nothing."""
+    if type(value) is not Blob:
+        raise TypeError(f"{type(value).__name__} cannot stand in a message")
+
+
+def _rounded(value: Any) -> Any:
+    """``value`` with whole numbers beyond 64 bits, as sums of sizes may be, as others."""
+    if type(value) in (list, tuple):
+        return [_rounded(one) for one in value]
+    if type(value) is dict:
+        return {name: _rounded(one) for name, one in value.items()}
+    return float(value) if type(value) is int and not -(2**63) <= value < 2**64 else value
 
 
 def mended(value: Any) -> Any:

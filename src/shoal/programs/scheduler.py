@@ -444,7 +444,7 @@ class SchedulerProgram:
         await self._hooks.before_close()
         self.finished.set()
         await self._hooks.close()
-        for effect in self.core.stop(reason) if self.ending.status != BROKEN else ():
+        for effect in self.core.stop(reason, bool(self.ending.status)) if self.ending.status != BROKEN else ():
             self._perform(effect)
         self.driver.close()
         for server in self._servers:

@@ -19,6 +19,7 @@ from shoal.programs.preloads import preloads
 from shoal.programs.scheduler import SchedulerProgram
 from shoal.programs.scheduler_calls import SchedulerCalls
 from shoal.security import secret_of, write_scheduler_file
+from shoal.shell import doors
 from shoal.shell.addresses import listening, told
 from shoal.shell.network import local_address
 
@@ -265,6 +266,13 @@ async def run_until(servers: Sequence[Server], ended: asyncio.Event, leaving: as
             )
             waits.add(retired)
             await asyncio.wait({retired, over}, return_when=asyncio.FIRST_COMPLETED)
+    except BaseException as error:  # code of users stopped the loop, or cancelled what it did not start
+        for server in servers:
+            if server.program is not None:
+                server.program.ending.stop(
+                    f"its process was interrupted by an error: {doors.text_of(error)}", failed=True
+                )
+        raise
     finally:
         for wait in waits:
             wait.cancel()

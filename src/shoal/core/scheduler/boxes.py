@@ -19,7 +19,8 @@ from shoal.ids import ClientId, key_from_wire
 #: A payload, and the keys of the futures inside of it.
 Kept = tuple[Any, list[str]]
 
-KEEPER = ClientId("scheduler")
+#: No peer can have an id with a space (``core/session.py``).
+KEEPER = ClientId("the scheduler")
 
 
 class Keeper:

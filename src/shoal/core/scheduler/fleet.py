@@ -19,6 +19,7 @@ from shoal.core.scheduler.state import SchedulerState
 from shoal.core.scheduler.stealing import Balancer
 from shoal.core.scheduler.task import Task, TaskState
 from shoal.core.scheduler.topics import Topics
+from shoal.errors import UsageError
 from shoal.ids import ClientId, SlotId, WorkerId
 from shoal.messages import (
     AddKeys,
@@ -351,6 +352,8 @@ class Fleet(ABC):
     def _on_data_put(self, worker: WorkerRecord, message: DataPut) -> None:
         state = self.state
         client = state.clients.get(ClientId(message.client))
+        if client is not None and not client.remote:
+            raise UsageError(f"data was put in the name of {client.name}")
         for item in message.items:
             task = state.tasks.get(item.key)
             stored = item.nbytes >= 0

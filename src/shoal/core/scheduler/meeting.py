@@ -17,8 +17,8 @@ from shoal.errors import UsageError
 from shoal.ids import ClientId
 from shoal.messages import FireAndForget, KeyErred, KeysDone, KilledTask, Meet, Options, Submit
 
-#: Wants what was fired and forgotten.
-FORGETFUL = ClientId("fire-and-forget")
+#: Wants what was fired and forgotten. No peer can have an id with a space.
+FORGETFUL = ClientId("fire and forget")
 
 
 class Meeting(Spreading):

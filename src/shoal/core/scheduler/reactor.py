@@ -457,19 +457,19 @@ class SchedulerCore(Meeting):
         self._say(client.id, Answer(message.rid, "OK"))
         self.close("a client shut the cluster down")
 
-    def close(self, reason: str) -> None:
-        """Tell everyone, and end."""
+    def close(self, reason: str, failed: bool = False) -> None:
+        """Tell everyone, and end; ``failed``: not because anybody wanted it to."""
         state = self.state
         for nanny in state.nannies.values():
-            self._say(nanny.id, Close(reason))
+            self._say(nanny.id, Close(reason, failed))
         for id in [*state.workers, *self.retired]:
-            self._say(id, Close(reason))
+            self._say(id, Close(reason, failed))
         for client in state.clients.values():
-            self._say(client.id, Bye(reason))
-        self._effects.append(Stop(reason))
+            self._say(client.id, Bye(reason, failed))
+        self._effects.append(Stop(reason, failed))
 
-    def stop(self, reason: str) -> list[Effect]:
+    def stop(self, reason: str, failed: bool = False) -> list[Effect]:
         """As :meth:`close`, for the program itself."""
         self._effects = []
-        self.close(reason)
+        self.close(reason, failed)
         return self._effects

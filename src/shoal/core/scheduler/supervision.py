@@ -9,6 +9,7 @@ from shoal.core.scheduler.calls import PendingRestart
 from shoal.core.scheduler.fleet import Fleet
 from shoal.core.scheduler.roster import ClientRecord, NannyRecord, WorkerRecord
 from shoal.core.scheduler.settings import Settings
+from shoal.errors import UsageError
 from shoal.ids import ClientId, SlotId, WorkerId
 from shoal.messages import (
     Answer,
@@ -88,6 +89,8 @@ class Supervision(Fleet):
     def _on_worker_died(self, nanny: NannyRecord, message: WorkerDied) -> None:
         state = self.state
         worker = state.workers.get(WorkerId(message.worker))
+        if worker is not None and worker.slot != nanny.id:
+            raise UsageError(f"the nanny {nanny.name} says that worker {worker.name} died, which is not its own")
         if nanny.worker == message.worker:
             nanny.worker = None
         nanny.died(message.cause, message.reason, message.restarting, state.now)
