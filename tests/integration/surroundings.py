@@ -15,6 +15,7 @@ import sys
 import tempfile
 import uuid
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import psutil
@@ -153,6 +154,15 @@ ROWS = [
     Row("a module loaded without a file", "$PYTHON -c \"import types, sys; m = types.ModuleType('__main__'); "
         "sys.modules['__main__'] = m; exec(open('$PROGRAM').read(), m.__dict__)\"", short=False),
 ]  # fmt: skip
+
+
+@cache
+def others_can_run_this() -> bool:
+    """Whether another user can run this Python, and shoal, which may be where nobody else may look."""
+    line = f'{_OTHER}; setpriv --reuid 12345 --regid 12345 --clear-groups $P -c "import shoal.cli"'
+    site = [path for path in sys.path if path.endswith("-packages")]
+    env = {**os.environ, "PYTHON": sys.executable, "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), *site])}
+    return subprocess.run(["bash", "-c", line], env=env, cwd="/", capture_output=True, check=False).returncode == 0
 
 
 def run(row: Row) -> list[str]:

@@ -109,8 +109,9 @@ def test_the_last_holder_stays_and_says_why(client: Client, caplog: Any) -> None
 
 
 def test_a_running_task_is_let_finish_or_runs_elsewhere(client: Client, tmp_path: Path) -> None:
-    slow = client.submit(time.sleep, 1.0)
-    until(lambda: any(client.processing().values()))
+    begun = tmp_path / "begun"
+    slow = client.submit(lambda: begun.touch() or time.sleep(1.0))
+    until(begun.exists)  # until then it is given back, and runs elsewhere
     (busy,) = [address for address, keys in client.processing().items() if keys]
     assert list(client.retire_workers(busy)) == [busy]
     assert slow.done()

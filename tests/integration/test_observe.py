@@ -139,7 +139,7 @@ def test_spans_count_what_is_inside_of_them(client: Client) -> None:
     assert found["outer",]["seconds"] >= 0.15
     assert found["outer",]["tasks"] == 3 + found["outer", "inner", "most"]["tasks"]
     assert found["outer", "inner", "most"]["tasks"] > 2
-    with pytest.raises(UsageError, match="names"), span():
+    with pytest.raises(UsageError, match="at least one name"), span():
         pass
     shown = progress(client.map(inc, range(3)), notebook=True, group_by="spans")
     until(lambda: shown.done)
