@@ -250,9 +250,10 @@ def silence_timeout() -> float:
         If it is not more than nothing.
     """
     name = "distributed.comm.timeouts.tcp"
-    found = seconds(get(name, 30.0), name)
+    given = get(name, 30.0)
+    found = seconds(given, name)
     if not found or found <= 0:
-        raise ConfigurationError(f"{name} must be more than 0 seconds, got {found!r}")
+        raise ConfigurationError(f"{name} must be more than 0 seconds, and not for ever, got {given!r}")
     return found
 
 
