@@ -204,6 +204,9 @@ def options_of(
         Naming the argument that makes no sense.
     """
     noted = _annotations()
+    plain = priority is None and retries is None and workers is None and resources is None and executor is None
+    if plain and not noted and allow_other_workers is None and killable is None and timeout is None and span is None:
+        return Options(actor=actor)  # nearly all calls: nothing is to be checked
     if span is not None:
         noted["span"] = span
     priority = noted.get("priority", 0) if priority is None else priority
