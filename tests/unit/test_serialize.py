@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import pickle
+import subprocess
+import sys
 import threading
 from functools import partial
 from typing import Any
 
 import pytest
 
+from shoal import checks
 from shoal.client.packing import FunctionCache, name_of
-from shoal.errors import LostDataError, SerializationError
+from shoal.errors import LostDataError, SerializationError, UsageError
 from shoal.errors import TaskError as RemoteError
 from shoal.messages import Blob, DropFunctions, TaskError
 from shoal.shell import serialize
@@ -33,6 +36,50 @@ def test_what_cannot_be_pickled_is_named_with_its_cause() -> None:
     """At once, not on the other side."""
     with pytest.raises(SerializationError, match=r"the thing of type lock.*cannot be pickled"):
         serialize.dumps(threading.Lock(), "the thing")
+
+
+def test_errors_keep_their_type_where_pickles_of_exceptions_have_their_tracebacks_inside() -> None:
+    """``dask.multiprocessing`` installs that; a deep stack or errors that led to each other are too much for it."""
+    script = """
+import tblib.pickling_support
+from shoal.shell import serialize
+
+def deep(n):
+    if n:
+        return deep(n - 1)
+    raise ValueError("deep")
+
+def circle():
+    one, two = ValueError("one"), KeyError("two")
+    one.__cause__, two.__cause__ = two, one
+    raise one
+
+def chain():
+    try:
+        raise KeyError("first")
+    except KeyError:
+        raise ValueError("second") from None
+
+for function, args in ((deep, (900,)), (circle, ()), (chain, ())):
+    tblib.pickling_support.install()
+    try:
+        function(*args)
+    except ValueError as error:
+        before = error.__traceback__, error.__cause__, error.__context__, error.__suppress_context__
+        found = serialize.load_error(serialize.dump_error(error))
+        assert type(found) is ValueError and found.args == error.args, found
+        assert (error.__traceback__, error.__cause__, error.__context__, error.__suppress_context__) == before
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
+
+
+def test_functions_that_are_too_large_with_what_is_bound_into_them_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As arguments are: the scheduler and each worker would have it in memory for as long as the client lives."""
+    monkeypatch.setattr(checks, "MOST_PAYLOAD", 100_000)
+    bound = b"x" * 200_000
+    for function in (lambda: bound, partial(len, bound)):
+        with pytest.raises(UsageError, match=r"the function (lambda|len) takes .*: scatter what is bound into it"):
+            FunctionCache().pickle(function)
 
 
 def test_references_become_values() -> None:

@@ -50,13 +50,18 @@ class FunctionCache:
         ------
         SerializationError
             If it cannot be pickled.
+        UsageError
+            If it takes more, with what is bound into it, than is sent at once.
         """
         state = serialize.stable_state(function)
         if state is None:
-            return serialize.dump_function(function)
+            return _fitting(function, *serialize.dump_function(function))
         known = self._pickled.get(function)
         if known is None or known[0] != state:
-            known = self._pickled[function] = (state, *serialize.dump_function(function))
+            known = self._pickled[function] = (
+                state,
+                *_fitting(function, *serialize.dump_function(function)),
+            )
             if len(self._pickled) > self._most:
                 self._pickled.popitem(last=False)
         self._pickled.move_to_end(function)
@@ -71,6 +76,13 @@ class FunctionCache:
             return fresh, None
         oldest, _ = self._sent.popitem(last=False)
         return fresh, DropFunctions([oldest])
+
+
+def _fitting(function: Any, fn: str, payload: Any) -> tuple[str, Any]:
+    """What :func:`serialize.dump_function` returned, unless it is too large."""
+    advice = "scatter what is bound into it (client.scatter), and pass the future"
+    checks.payload(serialize.payload_nbytes(payload), f"the function {name_of(function)}", advice)
+    return fn, payload
 
 
 def name_of(function: Any) -> str:

@@ -303,7 +303,7 @@ def _dump_error(error: BaseException, depth: int) -> TaskError:
     text, lines = sendable(text), sendable(lines[-_MOST_TEXT:])
     exception = traceback = None
     try:
-        exception = dumps(error, "exception")
+        exception = _dump_bare(error)
         loads(exception)
     except BaseException:  # it may raise anything when it is pickled, or read again
         exception = None  # the text says what it was
@@ -321,6 +321,22 @@ def _dump_error(error: BaseException, depth: int) -> TaskError:
     before = cause if explicit else None if _SUPPRESSED.__get__(error) else _CONTEXT.__get__(error)
     earlier = dump_error(before, depth + 1) if before is not None and depth < _MOST_CAUSES else None
     return TaskError(exception, traceback, text, lines, earlier, explicit)
+
+
+def _dump_bare(error: BaseException) -> Any:
+    """The pickle of an exception without its traceback and those that led to it, which travel beside it.
+
+    Where tblib's pickling of exceptions is installed (by ``dask.multiprocessing``, or by users), they would be inside
+    of it, and a deep stack or a long chain would cost the exception its type.
+    """
+    kept = [(slot, slot.__get__(error)) for slot in (_TRACEBACK, _CAUSE, _CONTEXT, _SUPPRESSED)]
+    try:
+        for slot, _ in kept[:3]:
+            slot.__set__(error, None)
+        return dumps(error, "exception")
+    finally:
+        for slot, value in kept:
+            slot.__set__(error, value)
 
 
 def error_parts(error: BaseException) -> tuple[Any, ...]:
