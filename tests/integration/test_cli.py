@@ -41,6 +41,28 @@ def test_scheduler_and_worker_find_each_other_and_end_cleanly(tmp_path: Path, na
 COMMAND = [sys.executable, "-m", "shoal"]
 
 
+def test_a_terminal_that_closes_ends_all_and_leaves_nothing(tmp_path: Path) -> None:
+    """SIGHUP removes the scheduler file and scratch directories as SIGINT does; under nohup it is ignored."""
+    file, nohup = tmp_path / "scheduler.json", ["env", "nohup"]
+    env = {**os.environ, "TMPDIR": str(tmp_path)}
+    quiet: dict[str, Any] = {"env": env, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    scheduler = subprocess.Popen([*nohup, *COMMAND, "scheduler", "--port", "0", "--scheduler-file", str(file)], **quiet)
+    until(file.exists)
+    worker = subprocess.Popen([*COMMAND, "worker", "--scheduler-file", str(file), "--nthreads", "1"], **quiet)
+    try:
+        with Client(json.loads(file.read_text())["address"]) as client:
+            client.wait_for_workers(1, timeout=30)
+            scheduler.send_signal(signal.SIGHUP)
+            assert client.submit(double, 21).result(30) == 42
+        worker.send_signal(signal.SIGHUP)
+        assert worker.wait(20) == 0
+    finally:
+        for process in (worker, scheduler):
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(20) == 0
+    assert not [path for path in tmp_path.rglob("*") if not path.is_dir()]
+
+
 def facts(dask_worker: Any) -> dict[str, Any]:
     worker = dask_worker
     return {
