@@ -11,13 +11,14 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import dask
 import psutil
 import pytest
 
-from shoal import Client, wait
+from shoal import Client, LocalCluster, get_worker, wait
 from shoal.client.packing import BATCH_BYTES
 from shoal.errors import ClosedClientError
 from shoal.messages import INBOUND, OUTBOUND, Answer, Blob, GetData, Query
@@ -340,3 +341,30 @@ def test_a_gather_of_many_values_does_not_hold_them_twice(client, make):
     assert len(values) == count
     # 200 MiB, what is received at a time, and half as much for what the allocator does.
     assert peak - before < (count * 4 + 64 + 50) * MIB
+
+
+def _flood(path: str, count: int, size: int) -> int:
+    """Log events as fast as they are taken; the size of the file says how many."""
+    worker = get_worker()
+    with open(path, "ab", buffering=0) as progress:
+        for _ in range(count):
+            worker.log_event("flood", "x" * size)
+            progress.write(b".")
+    return count
+
+
+def test_a_task_that_logs_events_waits_for_a_scheduler_that_does_not_read(tmp_path: Path) -> None:
+    """Neither the worker nor a client holds more of them than a link's bytes and what the kernel takes."""
+    count, size, path = 2500, 40_000, tmp_path / "progress"
+    with LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=None) as cluster, Client(cluster) as client:
+        client.submit(sum, [1]).result(30)
+        head = head_of(client)
+        future = client.submit(_flood, str(path), count, size, pure=False)
+        until(path.exists)
+        with stopped(head):
+            before = -1
+            while (now := path.stat().st_size) != before:
+                before = now
+                time.sleep(1)
+            assert now < count, "all of it was said to a scheduler that does not read"
+        assert future.result(60) == count

@@ -217,7 +217,8 @@ class Gate:
             return
         if first == _TLS:
             encrypted = [number for number, one in self._strangers.items() if one.encrypted]
-            if len(encrypted) >= max(4, self.limit // _OF_TLS) and not self._make_room(encrypted):
+            full = len(encrypted) >= max(4, self.limit // _OF_TLS)
+            if full and not self._make_room(encrypted) and not self._make_way(stranger, encrypted):
                 self._waiting.append(number)
                 self._loop.call_later(_LOOK, self._hear_next)
                 return
@@ -227,11 +228,15 @@ class Gate:
 
     def _hear_next(self) -> None:
         """There may be room for one that waits."""
-        while self._waiting:
-            number = self._waiting.popleft()
-            if number in self._strangers:
-                self._hear(number)
-                return
+        waiting = [number for number in self._waiting if number in self._strangers]
+        self._waiting.clear()
+        if not waiting:
+            return
+        busy = Counter(one.host for one in self._strangers.values() if one.encrypted)
+        chosen = min(waiting, key=lambda number: busy[self._strangers[number].host])  # of these, who came first
+        waiting.remove(chosen)
+        self._waiting.extend(waiting)
+        self._hear(chosen)
 
     async def _bring_in(self, stranger: _Stranger) -> Link:
         """Give it a transport and a link; TLS shakes hands first."""
@@ -282,6 +287,15 @@ class Gate:
         if had:
             self._drop(self._least(had))
         return bool(had)
+
+    def _make_way(self, stranger: _Stranger, encrypted: list[int]) -> bool:
+        """Let go of one of a host that has half of all handshakes by TLS, for one of a host that has none of them."""
+        hosts = Counter(self._strangers[number].host for number in encrypted)
+        most, count = hosts.most_common(1)[0]
+        if stranger.host in hosts or 2 * count < len(encrypted):
+            return False
+        self._drop(next(number for number in encrypted if self._strangers[number].host == most))
+        return True
 
     def _least(self, among: Iterable[int] | None = None) -> int:
         """The one to let go of, if one must be."""
