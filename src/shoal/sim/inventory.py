@@ -31,6 +31,7 @@ REMEMBERED: Final = {
     "Fetcher.peers": "workers that live, and those that left since this one was told of any",
     "Fetcher._far": "the same workers",
     "Fetcher._backoff": "the same workers",
+    "Fetcher._round": "the same workers, those that could not be reached",
     "Fetcher._wants": "the same workers",
     "Slots._durations": "what was learnt of functions (10,000)",
 }
