@@ -145,6 +145,34 @@ def test_strangers_do_not_stay(monkeypatch, said: str) -> None:
     asyncio.run(asyncio.wait_for(work(), 60))
 
 
+def test_one_host_does_not_keep_others_from_tls(monkeypatch) -> None:
+    """However long its own handshakes take, and however many of them wait, those of another host come before."""
+    monkeypatch.setattr(gates, "PATIENCE", 1000.0)
+    monkeypatch.setattr(gates, "HANDSHAKE_TIMEOUT", 1000.0)
+
+    async def check() -> None:
+        gate, _ = await _gate("tls://127.0.0.1:0", limit=64)
+        strangers = []
+        try:
+            for _ in range(40):
+                stranger = socket.create_connection(("127.0.0.1", gate.port))
+                stranger.send(b"\x16")
+                strangers.append(stranger)
+            await asyncio.sleep(0.2)
+            async with asyncio.timeout(20):
+                for _ in range(8):
+                    _, writer = await asyncio.open_connection(
+                        "127.0.0.1", gate.port, local_addr=("127.0.0.2", 0), ssl=own_dialling()
+                    )
+                    writer.close()
+        finally:
+            for stranger in strangers:
+                stranger.close()
+            gate.close()
+
+    asyncio.run(check())
+
+
 def test_a_handshake_that_took_too_long_is_tried_again(monkeypatch) -> None:
     """Somebody may have stood still for a while."""
     monkeypatch.setattr(links, "HANDSHAKE_TIMEOUT", 0.2)
