@@ -44,6 +44,8 @@ def _serve(make: Callable[[], list[Server]], pid_file: Path | None = None, with_
         ended, leaving = asyncio.Event(), asyncio.Event()
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGINT, ended.set)
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup
+            loop.add_signal_handler(signal.SIGHUP, ended.set)  # its terminal is gone
 
         def on_term() -> None:
             (ended if leaving.is_set() else leaving).set()
@@ -210,7 +212,7 @@ def scheduler(
     preload_argv: tuple[str, ...],
     **tls: Any,
 ) -> None:
-    """Run a scheduler until SIGINT or SIGTERM. PRELOAD_ARGV are for the preloads."""
+    """Run a scheduler until SIGINT, SIGTERM or SIGHUP. PRELOAD_ARGV are for the preloads."""
     from shoal import config
     from shoal.programs.preparing import expect_imports
     from shoal.programs.servers import Scheduler
@@ -291,7 +293,7 @@ def worker(
     """Run a worker for the scheduler at ADDRESS. PRELOAD_ARGV are for the preloads.
 
     On SIGTERM it retires: what only it holds is moved to other workers before it ends (shoal.worker.retire-timeout).
-    On SIGINT, or a second SIGTERM, it ends at once.
+    On SIGINT, SIGHUP or a second SIGTERM, it ends at once.
     """
     from shoal import config
     from shoal.programs.joining import Worker

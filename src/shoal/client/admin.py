@@ -36,10 +36,10 @@ class AdminCalls(ClientBase):
 
     # -------------------------------------------------------------------------------------------- control
 
-    def _tell(self, message: Any) -> Any:
+    def _tell(self, message: Any, nbytes: int = 0) -> Any:
         self._check_open()
         self._connection.wait_for_room()
-        self._connection.say(message, _TOLD_BYTES)
+        self._connection.say(message, _TOLD_BYTES + nbytes)
         return self._said()
 
     def _said(self) -> Any:

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import msgspec
+
 from shoal import checks, config
 from shoal.client.copies import CopyCalls
 from shoal.core.effects import EventLogged
@@ -190,7 +192,8 @@ class Hooks(CopyCalls):
         TypeError
             If ``msg`` is not of plain values, which msgpack can carry.
         """
-        return self._tell(event_of(topic, msg))
+        event = event_of(topic, msg)
+        return self._tell(event, len(msgspec.msgpack.encode(event.msg)))
 
     def get_events(self, topic: str | None = None) -> Any:
         """Events of a topic, the last of them, as (seconds since 1970, message); or of all topics, by topic."""

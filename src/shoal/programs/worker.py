@@ -84,6 +84,7 @@ from shoal.shell.profiler import Profiler
 from shoal.shell.recorder import SECEDED, Recorder
 from shoal.shell.scratch import Scratch
 from shoal.shell.serialize import check_plain, event_of
+from shoal.shell.speech import Speech
 from shoal.shell.spill import Disk
 from shoal.shell.store import ValueStore
 from shoal.shell.stories import Ending
@@ -227,6 +228,7 @@ class WorkerProgram(Serving):
         self._listening = Identity("worker", self.id, secret, {"worker": FromPeer, "client": FromPeer})
         self._peers = PeerPool(Identity("worker", self.id, secret, {"worker": ToPeer}))
         self._link: Link | None = None
+        self._speech = Speech(lambda: self._link)
         self._servers: list[Server] = []
         self._inbound: set[Link] = set()
         self._tasks = Tasks(f"worker {self.name}")
@@ -347,13 +349,14 @@ class WorkerProgram(Serving):
     def log_event(self, topic: str | Sequence[str], msg: Any) -> None:
         """Log an event under one or more topics; callable in any thread.
 
+        A thread waits here while the scheduler does not read.
+
         Raises
         ------
         TypeError
             If the message cannot travel.
         """
-        event = event_of(topic, msg)
-        self._loop.call_soon_threadsafe(self._send, event)
+        self._speech.say(event_of(topic, msg), self._loop)
 
     def _send(self, message: Any) -> None:
         if self._link is not None:
