@@ -37,6 +37,7 @@ OWING = "core/scheduler/owing.py"
 DISTRUST, PARCELS, UNSENDABLE = "core/distrust.py", "core/parcels.py", "core/unsendable.py"
 MEETING = "core/scheduler/meeting.py"
 LIVENESS, CARRYING = "core/liveness.py", "core/scheduler/carrying.py"
+TOPICS = "core/scheduler/topics.py"
 BOXES, LOCKS = "core/scheduler/boxes.py", "core/scheduler/locks.py"
 RETIREMENT, COPYING = "core/scheduler/retirement.py", "core/scheduler/copying.py"
 
@@ -48,6 +49,8 @@ MUTATIONS: list[tuple[str, str, str, str]] = [
      "            CloseLink(peer, reason),\n", ""),
     ("invariants are not looked at after a bad message", DISTRUST,
      "            check()\n", "            pass\n"),
+    ("events of many topics have no bound together", TOPICS,
+     "                self.kept += 1\n                if", "                if"),
     ("what a request is asked with is not checked", MEETING,
      "arguments.check(message.args)", "message.args"),
     ("a message that cannot be encoded takes the rest of its turn along", PARCELS,

@@ -9,12 +9,14 @@ import pytest
 
 from shoal.core.client.reactor import ClientCore
 from shoal.core.events import LinkLost, LinkOpened, Received, Released, Said
+from shoal.core.scheduler import topics as topics_module
 from shoal.core.scheduler import waiting
 from shoal.core.scheduler.boxes import Boxes
 from shoal.core.scheduler.reactor import SchedulerCore
 from shoal.core.scheduler.settings import Settings
+from shoal.core.scheduler.state import SchedulerState
 from shoal.core.scheduler.tables import PREFIXES
-from shoal.core.scheduler.topics import EXPIRING, TOPICS
+from shoal.core.scheduler.topics import EXPIRING, TOPICS, Topics
 from shoal.core.worker.reactor import WorkerCore
 from shoal.errors import UsageError
 from shoal.messages import (
@@ -142,6 +144,20 @@ def test_prefixes_topics_and_those_that_left_are_remembered_up_to_a_number() -> 
     for number in range(EXPIRING + 10):
         topics.expire(f"topic-{number}")
     assert len(topics._expiring) == EXPIRING
+
+
+def test_events_are_kept_up_to_a_number_of_them_all_together(monkeypatch) -> None:
+    monkeypatch.setattr(topics_module, "EVENTS", 50)
+    topics = Topics(SchedulerState(Settings()), 20, 0.0, 10.0)
+    for number in range(30):
+        for event in range(25):
+            topics.log(["all", f"topic-{number}"], event)
+            assert topics.kept == sum(map(len, topics.events.values())) <= 50
+    assert set(topics.events) == {"all", "topic-29"}
+    topics.expire("topic-29")
+    topics._state.now = 11.0
+    topics.log("all", 1)
+    assert topics.kept == len(topics.events["all"]) == 20
 
 
 def test_names_that_clients_leave_with_the_scheduler_are_refused_beyond_a_number(monkeypatch) -> None:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+from typing import Any
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shoal.core.framing import BODY_LIMIT, BUFFER_LIMIT, FrameReader, FramingError, pack_frame
+from shoal.core.framing import BODY_LIMIT, BUFFER_LIMIT, Codec, FrameReader, FramingError, pack_frame
+from shoal.fields import Blob
 
 
 @settings(deadline=None, max_examples=50)
@@ -39,3 +44,21 @@ def test_a_huge_length_is_refused_before_the_handshake() -> None:
         FrameReader().feed(pack_frame(b"x" * 5000)[0])
     with pytest.raises(FramingError, match="not allowed"):
         FrameReader().feed(b"".join(map(bytes, pack_frame(b"x", [b"y"]))))
+
+
+def test_a_codec_is_freed_without_the_garbage_collector() -> None:
+    """Each link has one: what comes and goes must not wait for a collection."""
+
+    class Watched(Codec):
+        __slots__ = ("__weakref__",)
+
+    codec = Watched(Any)
+    body, buffers = codec.encode([Blob([b"abc"])])
+    assert len(codec.decode(body, [memoryview(bytes(one)) for one in buffers])) == 1
+    seen = weakref.ref(codec)
+    gc.disable()
+    try:
+        del codec
+        assert seen() is None
+    finally:
+        gc.enable()

@@ -8,6 +8,7 @@ import time
 import weakref
 from typing import Any
 
+from shoal.shell import profiler as profiler_module
 from shoal.shell.profiler import Profiler, merge, new_tree
 
 
@@ -61,3 +62,22 @@ def test_trees_are_merged() -> None:
     assert both["count"] == 4
     assert both["children"]["f"]["count"] == 4
     assert one["children"]["f"]["count"] == 2
+
+
+def test_what_was_seen_is_remembered_up_to_a_number_of_nodes(monkeypatch: Any) -> None:
+    """Fresh names of tasks and deep stacks do not make a worker larger for an hour."""
+    monkeypatch.setattr(profiler_module, "NODES", 100)
+    me = threading.get_ident()
+    running: dict[int, str] = {}
+    profiler = Profiler(lambda: running, True, 0.001, 1.0)
+    for number in range(200):
+        running[me] = f"fresh{number}-1"
+        profiler._look(running, 1000.0 + 2 * number)
+    assert 50 < profiler.nodes <= 100
+    assert profiler.nodes == sum(_nodes(tree) for _, trees, _ in profiler.history for tree in trees.values())
+    assert profiler.profile("fresh199")["count"] == 1
+    assert profiler.profile("fresh0")["count"] == 0
+
+
+def _nodes(tree: dict[str, Any]) -> int:
+    return 1 + sum(map(_nodes, tree["children"].values()))

@@ -259,6 +259,39 @@ class FrameReader:
         self._stage, self._need = 0, _HEADER.size
 
 
+class _Outgoing:
+    """The buffers of what is being encoded. The encoder refers to it and not to its codec: that would be a cycle."""
+
+    __slots__ = ("buffers",)
+
+    def __init__(self) -> None:
+        self.buffers: list[Buffer] = []
+
+    def put(self, value: Any) -> Any:
+        if type(value) is Blob:
+            start = len(self.buffers)
+            self.buffers.extend(value.frames)
+            return msgspec.msgpack.Ext(_BLOB_CODE, _EXT.pack(start, len(value.frames)))
+        raise TypeError(f"{type(value).__name__} cannot stand in a message")
+
+
+class _Incoming:
+    """The buffers of what is being decoded, as :class:`_Outgoing`."""
+
+    __slots__ = ("buffers",)
+
+    def __init__(self) -> None:
+        self.buffers: list[memoryview] = []
+
+    def get(self, code: int, data: memoryview) -> Blob:
+        if code != _BLOB_CODE:
+            raise FramingError(f"unknown extension {code}")
+        start, count = _EXT.unpack(data)
+        if not count or start + count > len(self.buffers):
+            raise FramingError("a message refers to a buffer that is not in its frame")
+        return Blob(self.buffers[start : start + count])
+
+
 class Codec:
     """Messages to a body and buffers, and back, for one pair of directions.
 
@@ -268,20 +301,22 @@ class Codec:
         The union of messages that may arrive.
     """
 
-    __slots__ = ("_buffers", "_checks", "_decoder", "_encoder", "_incoming")
+    __slots__ = ("_checks", "_decoder", "_encoder", "_incoming", "_outgoing")
 
     def __init__(self, inbound: Any) -> None:
         self._checks = checks_of(inbound)
-        self._buffers: list[Buffer] = []
-        self._incoming: list[memoryview] = []
-        self._encoder = msgspec.msgpack.Encoder(enc_hook=self._put)
-        self._decoder = msgspec.msgpack.Decoder(list[inbound], ext_hook=self._get)
+        self._outgoing, self._incoming = _Outgoing(), _Incoming()
+        self._encoder = msgspec.msgpack.Encoder(enc_hook=self._outgoing.put)
+        self._decoder = msgspec.msgpack.Decoder(list[inbound], ext_hook=self._incoming.get)
 
     def encode(self, messages: Sequence[Any]) -> tuple[bytes, list[Buffer]]:
         """Return the body for ``messages`` and the buffers that go with it."""
-        self._buffers = []
-        body = self._encoder.encode(messages)
-        return body, self._buffers
+        buffers: list[Buffer] = []
+        self._outgoing.buffers = buffers
+        try:
+            return self._encoder.encode(messages), buffers
+        finally:
+            self._outgoing.buffers = []
 
     def decode(self, body: Buffer, buffers: list[memoryview]) -> list[Any]:
         """Return the messages of a frame.
@@ -291,7 +326,7 @@ class Codec:
         FramingError
             If the body is no list of messages of this direction.
         """
-        self._incoming = buffers
+        self._incoming.buffers = buffers
         try:
             messages: list[Any] = self._decoder.decode(body)
             for message in messages:
@@ -303,20 +338,5 @@ class Codec:
         except Exception as error:  # of text that is none, of what is nested too deep
             raise FramingError(f"a message that is not of this protocol: {error}") from error
         finally:
-            self._incoming = []
+            self._incoming.buffers = []
         return messages
-
-    def _put(self, value: Any) -> Any:
-        if type(value) is Blob:
-            start = len(self._buffers)
-            self._buffers.extend(value.frames)
-            return msgspec.msgpack.Ext(_BLOB_CODE, _EXT.pack(start, len(value.frames)))
-        raise TypeError(f"{type(value).__name__} cannot stand in a message")
-
-    def _get(self, code: int, data: memoryview) -> Blob:
-        if code != _BLOB_CODE:
-            raise FramingError(f"unknown extension {code}")
-        start, count = _EXT.unpack(data)
-        if not count or start + count > len(self._incoming):
-            raise FramingError("a message refers to a buffer that is not in its frame")
-        return Blob(self._incoming[start : start + count])

@@ -23,9 +23,12 @@ from shoal.shell.usage import resident_bytes
 
 Tree = dict[str, Any]
 
-#: Stretches of time that are kept, and frames that are looked at from the outermost on.
+#: Stretches of time that are kept, nodes of all of their trees, and frames that are looked at from the outermost on.
 KEPT: Final = 3600
+NODES: Final = 20_000
 _DEEPEST: Final = 400
+#: Places in code whose texts all nodes share.
+_TEXTS: Final = 5000
 #: Looks at nothing until the thread sleeps.
 _IDLE: Final = 50
 #: Seconds between two looks at the memory.
@@ -52,8 +55,24 @@ def frames_of(threads: Container[int]) -> dict[int, FrameType]:
     return {thread: frame for thread, frame in sys._current_frames().items() if thread in threads}
 
 
-def add_stack(tree: Tree, frame: FrameType | None) -> None:
-    """Count one stack, without the frames of shoal's own that are around a task's."""
+_texts: dict[tuple[str, int], tuple[str, dict[str, Any]]] = {}
+
+
+def _text_of(frame: FrameType, identifier: str) -> tuple[str, dict[str, Any]]:
+    """The identifier and the description of a node, the same objects for all nodes of one place."""
+    code, number = frame.f_code, frame.f_lineno or 0  # None between two lines
+    found = _texts.get((identifier, number))
+    if found is None:
+        if len(_texts) >= _TEXTS:
+            _texts.clear()
+        line = linecache.getline(code.co_filename, number).strip()
+        told = {"filename": code.co_filename, "name": code.co_name, "line_number": number, "line": line}
+        found = _texts[identifier, number] = (identifier, told)
+    return found
+
+
+def add_stack(tree: Tree, frame: FrameType | None) -> int:
+    """Count one stack, without the frames of shoal's own that are around a task's; how many nodes are new."""
     stack: list[FrameType] = []
     while frame is not None:
         stack.append(frame)
@@ -61,21 +80,22 @@ def add_stack(tree: Tree, frame: FrameType | None) -> None:
     while stack and any(part in stack[-1].f_code.co_filename for part in _OWN):
         stack.pop()
     if not stack:
-        return  # it is about to begin, or has just ended
+        return 0  # it is about to begin, or has just ended
     tree["count"] += 1
+    new = 0
     for one in stack[::-1][:_DEEPEST]:
         code = one.f_code
         identifier = f"{code.co_qualname};{code.co_filename};{code.co_firstlineno}"
         child = tree["children"].get(identifier)
         if child is None:
-            number: int | None = one.f_lineno  # None between two lines
-            line = linecache.getline(code.co_filename, number or 0).strip()
-            told = {"filename": code.co_filename, "name": code.co_name, "line_number": number or 0, "line": line}
+            identifier, told = _text_of(one, identifier)
             child = tree["children"][identifier] = {
                 "count": 0, "children": {}, "identifier": identifier, "description": told,
             }  # fmt: skip
+            new += 1
         child["count"] += 1
         tree = child
+    return new
 
 
 def merge(trees: Iterable[Tree]) -> Tree:
@@ -111,9 +131,11 @@ class Profiler:
     def __init__(self, running: Callable[[], dict[int, str]], enabled: bool, interval: float, cycle: float) -> None:
         self._running, self._interval, self._cycle = running, interval if enabled else _MEMORY, cycle
         self.enabled = enabled
-        #: When a stretch of time began (seconds since 1970), and its trees, by prefix.
-        self.history: deque[tuple[float, dict[str, Tree]]] = deque(maxlen=KEPT)
+        #: When a stretch of time began (seconds since 1970), its trees, by prefix, and how many nodes they have.
+        self.history: deque[tuple[float, dict[str, Tree], int]] = deque()
+        self.nodes = 0
         self._current: dict[str, Tree] = {}
+        self._new = 0
         self._since = 0.0
         #: What the process held when it was looked at last; by thread, what it held at the beginning, and at the most.
         self._held = resident_bytes()
@@ -166,15 +188,23 @@ class Profiler:
 
     def _look(self, running: dict[int, str], now: float) -> None:
         if now - self._since >= self._cycle:
-            if self._current:
-                self.history.append((self._since, self._current))
-            self._current, self._since = {}, now
+            self._keep()
+            self._current, self._since, self._new = {}, now, 0
         for thread, frame in frames_of(running).items():
             prefix = key_prefix(running[thread])
             tree = self._current.get(prefix)
             if tree is None:
                 tree = self._current[prefix] = new_tree()
-            add_stack(tree, frame)
+                self._new += 1
+            self._new += add_stack(tree, frame)
+
+    def _keep(self) -> None:
+        """The current stretch of time is over: keep it, and forget the oldest if that is too much together."""
+        if self._current:
+            self.history.append((self._since, self._current, self._new))
+            self.nodes += self._new
+        while len(self.history) > 1 and (len(self.history) > KEPT or self.nodes > NODES):
+            self.nodes -= self.history.popleft()[2]
 
     # -------------------------------------------------------------------------------------------- for others
 
@@ -186,7 +216,7 @@ class Profiler:
         """What was seen, of one prefix or all, between two times (seconds since 1970)."""
         chosen = [
             trees
-            for since, trees in [*self.history, (self._since, self._current)]
+            for since, trees, _ in [*self.history, (self._since, self._current, 0)]
             if (start is None or since + self._cycle >= start) and (stop is None or since <= stop)
         ]
         return merge(tree for trees in chosen for name, tree in list(trees.items()) if prefix is None or name == prefix)

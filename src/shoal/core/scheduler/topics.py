@@ -9,9 +9,12 @@ from shoal.core.scheduler.state import SchedulerState
 from shoal.ids import ClientId
 from shoal.messages import Logged
 
-#: Topics that events are kept of, and workers and clients that left of which they are.
-TOPICS: Final = 10_000
+#: Topics that events are kept of, workers and clients that left of which they are, and events of all topics.
+TOPICS: Final = 4000
 EXPIRING: Final = 1000
+EVENTS: Final = 100_000
+#: Topics that are never forgotten as a whole.
+_LASTING: Final = frozenset({"all", "scheduler"})
 
 
 class Topics:
@@ -33,6 +36,8 @@ class Topics:
         self._state, self._length, self._epoch, self._keep = state, length, epoch, keep
         self._expiring: deque[tuple[float, str]] = deque()
         self.events: dict[str, deque[tuple[float, Any]]] = {}
+        #: Events of all topics together.
+        self.kept = 0
         self.subscribers: dict[str, dict[ClientId, None]] = {}
         #: Events of this turn (topic, message), where a plugin wants them.
         self.watched: list[tuple[str, Any]] | None = None
@@ -45,11 +50,15 @@ class Topics:
         """Log ``msg`` under each of ``topics``."""
         at = self.now() if when is None else when
         while self._expiring and self._expiring[0][0] <= self._state.now:
-            self.events.pop(self._expiring.popleft()[1], None)
+            self._forget(self._expiring.popleft()[1])
         for topic in [topics] if isinstance(topics, str) else topics:
             events = self.events.get(topic)
             if events is None:
                 events = self._begin(topic)
+            if len(events) < self._length:
+                self.kept += 1
+                if self.kept > EVENTS:
+                    self._make_room(but=topic)
             events.append((at, msg))
             if self.watched is not None:
                 self.watched.append((topic, msg))
@@ -61,15 +70,24 @@ class Topics:
     def _begin(self, topic: str) -> deque[tuple[float, Any]]:
         """Keep events of a topic, in place of those of the one that began first, if there are too many."""
         if len(self.events) >= TOPICS:
-            del self.events[next(name for name in self.events if name not in ("all", "scheduler"))]
+            self._make_room(but=topic)
         events = self.events[topic] = deque(maxlen=self._length)
         return events
+
+    def _make_room(self, but: str) -> None:
+        """Forget the topic that began first."""
+        first = next((name for name in self.events if name not in _LASTING and name != but), None)
+        if first is not None:
+            self._forget(first)
+
+    def _forget(self, topic: str) -> None:
+        self.kept -= len(self.events.pop(topic, ()))
 
     def expire(self, topic: str) -> None:
         """The worker or client of this topic left: forget its events in a while."""
         self._expiring.append((self._state.now + self._keep, topic))
         while len(self._expiring) > EXPIRING:
-            self.events.pop(self._expiring.popleft()[1], None)
+            self._forget(self._expiring.popleft()[1])
 
     def subscribe(self, client: ClientId, topic: str, on: bool) -> None:
         """Tell ``client`` of events of ``topic``, or no more."""
