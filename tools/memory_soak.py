@@ -137,6 +137,16 @@ ACTS: dict[Callable[[Any, random.Random], None], int] = {
 }  # fmt: skip
 
 
+def _fill(client: Any) -> None:
+    """Fill the tables of topics, of prefixes of tasks and of spans, which comings and goings would take an hour for."""
+    client.log_event([f"filled-{number}" for number in range(10_000)], "a topic")
+    for first in range(0, 10_000, 1000):
+        client.gather([client.submit(len, b"", key=f"filled{number}-0") for number in range(first, first + 1000)])
+    for number in range(1000):
+        with shoal.span(f"filled-{number}"):
+            client.submit(len, b"", key=f"filled-{number}").result()
+
+
 def _sample(client: Any, began: float, samples: Samples, rows: TextIO | None) -> None:
     processes = {"client": os.getpid(), "scheduler": client.run_on_scheduler(os.getpid)}
     for one in client.scheduler_info()["workers"].values():
@@ -188,6 +198,7 @@ def main() -> int:
         ) as cluster,
         shoal.Client(cluster) as client,
     ):
+        _fill(client)
         began, last = time.monotonic(), 0.0
         while time.monotonic() - began < asked.minutes * 60:
             act = rng.choices(kinds, weights)[0]
