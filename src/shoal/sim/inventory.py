@@ -39,8 +39,16 @@ REMEMBERED: Final = {
 SLACK: Final = {"WaitingRoom._due": 64, "TaskQueue._heap": 64}
 
 
-def sizes(core: Any) -> Counter[str]:
-    """The lengths of all containers, by the class and attribute that they were reached from."""
+def sizes(core: Any, modules: tuple[str, ...] = ("shoal.core.",)) -> Counter[str]:
+    """The lengths of all containers, by the class and attribute that they were reached from.
+
+    Parameters
+    ----------
+    core
+        Where to begin: a core, or a program.
+    modules
+        How the names of the modules begin of whose objects the attributes are looked at.
+    """
     found: Counter[str] = Counter()
     seen: set[int] = set()
     stack: list[tuple[str, Any]] = [(type(core).__name__, core)]
@@ -55,7 +63,7 @@ def sizes(core: Any) -> Counter[str]:
             if path not in REMEMBERED and path not in SLACK:
                 stack += [(path + "[]", inner) for inner in thing]
                 stack += [(path + "[]", inner) for inner in thing.values()] if isinstance(thing, dict) else []
-        elif type(thing).__module__.startswith("shoal.core.") and not isinstance(thing, type):
+        elif str(type(thing).__module__).startswith(modules) and not isinstance(thing, type):
             kind = type(thing)
             stack += [(f"{kind.__name__}.{name}", value) for name, value in _attributes(thing)]
     return found
