@@ -84,15 +84,18 @@ def _meeting(client: Any, rng: random.Random) -> None:
     client.log_event(name, "a topic of a fresh name")
 
 
-def _functions(client: Any, rng: random.Random) -> None:
-    number = rng.randrange(10**9)
-
+def _fresh_function(number: int) -> Callable[[int], int]:
     def fresh(x: int) -> int:
         return x + number
 
     fresh.__name__ = fresh.__qualname__ = f"fresh_{number}"
+    return fresh
+
+
+def _functions(client: Any, rng: random.Random) -> None:
+    number = rng.randrange(10**9)
     with shoal.span(f"span-{number}"):
-        assert client.gather(client.map(fresh, range(5))) == [number + x for x in range(5)]
+        assert client.gather(client.map(_fresh_function(number), range(5))) == [number + x for x in range(5)]
 
 
 def _failures(client: Any, rng: random.Random) -> None:
@@ -138,13 +141,16 @@ ACTS: dict[Callable[[Any, random.Random], None], int] = {
 
 
 def _fill(client: Any) -> None:
-    """Fill the tables of topics, of prefixes of tasks and of spans, which comings and goings would take an hour for."""
+    """Fill the tables of topics, prefixes of tasks, spans and functions, for which comings and goings take an hour."""
     client.log_event([f"filled-{number}" for number in range(10_000)], "a topic")
     for first in range(0, 10_000, 1000):
         client.gather([client.submit(len, b"", key=f"filled{number}-0") for number in range(first, first + 1000)])
     for number in range(1000):
         with shoal.span(f"filled-{number}"):
             client.submit(len, b"", key=f"filled-{number}").result()
+    workers = [address for address, one in client.scheduler_info()["workers"].items() if str(one["name"]) != "0"]
+    for number in range(1000):
+        client.gather([client.submit(_fresh_function(number), 1, workers=[worker], pure=False) for worker in workers])
 
 
 def _sample(client: Any, began: float, samples: Samples, rows: TextIO | None) -> None:
