@@ -12,6 +12,7 @@ between all pairs of samples), or if anything comes out wrong. ``--rows FILE`` w
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import random
 import signal
@@ -130,7 +131,8 @@ def _restricted(client: Any, rng: random.Random) -> None:
 def _kill(client: Any, rng: random.Random) -> None:
     found = [one for one in client.scheduler_info()["workers"].values() if str(one["name"]) == "0"]
     if found:
-        os.kill(found[0]["pid"], signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):  # the last one was killed a moment ago, and is still listed
+            os.kill(found[0]["pid"], signal.SIGKILL)
         client.submit(_nap, 0.0, pure=False).result()
 
 
