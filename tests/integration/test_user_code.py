@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextlib
 import ctypes
 import os
 import resource
+import signal
 import sys
 import threading
 import time
@@ -172,6 +174,35 @@ class WorkerFails(WorkerPlugin):
         return DEEDS[self.deed]()
 
     teardown = transition
+
+
+async def _cancel_oneself() -> None:
+    task = asyncio.current_task()
+    assert task is not None
+    task.cancel()
+    await asyncio.sleep(10)
+
+
+def test_a_function_that_cancels_the_task_that_runs_it_is_answered(one: Client) -> None:
+    """On the scheduler, workers and nannies."""
+    for call, options in ((one.run_on_scheduler, {}), (one.run, {}), (one.run, {"nanny": True})):
+        with pytest.raises((asyncio.CancelledError, concurrent.futures.CancelledError)):
+            call(_cancel_oneself, **options)
+        assert call(_pid, **options)
+
+
+def test_the_time_for_a_result_holds_for_its_way_here_too(one: Client) -> None:
+    """The task is done, and its worker stands still."""
+    future = one.submit(bytes, 3_000_000)
+    wait(future)
+    (pid,) = one.run(os.getpid).values()
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        with pytest.raises(TimeoutError, match=r"is done, and its value was not here after 0\.5 s"):
+            future.result(0.5)
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    assert len(future.result(30)) == 3_000_000
 
 
 def test_no_hook_function_callback_or_handler_costs_a_program() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Generator
 from html import escape
 from time import monotonic
@@ -165,15 +166,27 @@ class Future:
         client = self.client
         if client.asynchronous:
             return self._result(timeout)
+        began = monotonic()
         outcome = self._outcome(timeout)
         if outcome.status is not FutureStatus.FINISHED or outcome.value is not None:
             return client._pick([outcome], "raise")[0]
-        outcomes = client._connection.outcomes([self._record], to_the_end=False)
-        return client._pick(client._thread.sync(outcomes), "raise")[0]
+        return client._pick(client._thread.sync(self._fetched(self._record, began, timeout)), "raise")[0]
 
     async def _result(self, timeout: float | None = None) -> Any:
+        began = monotonic()
         await self._outcome_async(timeout)
-        return self.client._pick(await self.client._connection.outcomes([self._known], to_the_end=False), "raise")[0]
+        return self.client._pick(await self._fetched(self._known, began, timeout), "raise")[0]
+
+    async def _fetched(self, record: FutureRecord, began: float, timeout: float | None) -> list[Outcome]:
+        """How it ended, with its value, which is fetched in what is left of ``timeout``."""
+        left = None if timeout is None else max(0.0, began + timeout - monotonic())
+        try:
+            async with asyncio.timeout(left):
+                return await self.client._connection.outcomes([record], to_the_end=False)
+        except TimeoutError:
+            if timeout is None:
+                raise
+            raise TimeoutError(f"{self.key!r} is done, and its value was not here after {timeout:g} s") from None
 
     def exception(self, timeout: float | None = None, **kwargs: Any) -> Any:
         """Wait, then return what :meth:`result` would raise, or None."""

@@ -15,7 +15,7 @@ async def call_user(payload: Any, **special: Any) -> Any:
     ``special`` is as for :func:`call_function`.
     """
     try:
-        value = await call_function(*serialize.loads(payload), **special)
+        value = await doors.settled(call_function(*serialize.loads(payload), **special))
         return serialize.dumps_safely((True, value), "the result of the function")
     except BaseException as error:  # whatever it raises is the answer, SystemExit too
         if doors.is_for_us(error, awaiting=True):

@@ -16,7 +16,7 @@ import signal
 import threading
 import traceback
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from time import monotonic
 from typing import Any, Final, NamedTuple
 
@@ -170,8 +170,24 @@ async def wait(place: str, function: Callable[..., Any], *args: Any, otherwise: 
 
 
 async def settled(value: Any) -> Any:
-    """``value``, or what comes of it if it can be awaited."""
-    return await value if inspect.isawaitable(value) else value
+    """``value``, or what comes of it if it can be awaited.
+
+    It is awaited in an asyncio task of its own: code that cancels the task which runs it cancels itself alone.
+    """
+    if not inspect.isawaitable(value):
+        return value
+    found, error = await asyncio.get_running_loop().create_task(_outcome(value))
+    if error is not None:
+        raise error
+    return found
+
+
+async def _outcome(awaitable: Awaitable[Any]) -> tuple[Any, BaseException | None]:
+    """What comes of it, or what it raises: SystemExit and KeyboardInterrupt out of a task would end the loop."""
+    try:
+        return await awaitable, None
+    except BaseException as error:
+        return None, error
 
 
 def is_for_us(error: BaseException, awaiting: bool = False) -> bool:
