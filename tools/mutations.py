@@ -49,6 +49,8 @@ MUTATIONS: list[tuple[str, str, str, str]] = [
      "            CloseLink(peer, reason),\n", ""),
     ("invariants are not looked at after a bad message", DISTRUST,
      "            check()\n", "            pass\n"),
+    ("stale entries of the heap of open workers are not swept", "core/scheduler/queues.py",
+     "            if len(self._heap) > self._limit:\n                self._sweep()\n", ""),
     ("events of many topics have no bound together", TOPICS,
      "                self.kept += 1\n                if", "                if"),
     ("what a request is asked with is not checked", MEETING,

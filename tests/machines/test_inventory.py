@@ -12,6 +12,7 @@ from shoal.core.events import LinkLost, LinkOpened, Received, Released, Said
 from shoal.core.scheduler import topics as topics_module
 from shoal.core.scheduler import waiting
 from shoal.core.scheduler.boxes import Boxes
+from shoal.core.scheduler.queues import OpenWorkers
 from shoal.core.scheduler.reactor import SchedulerCore
 from shoal.core.scheduler.settings import Settings
 from shoal.core.scheduler.state import SchedulerState
@@ -190,3 +191,26 @@ def test_a_client_that_let_go_of_all_is_as_small_as_a_new_one() -> None:
         record.handles.pop()
         core.handle([Released(record)], 1.0)
     assert [line for line in grown(core, ClientCore("c")) if "_effects" not in line] == []
+
+
+def test_workers_that_are_noted_again_and_again_do_not_fill_the_heap_of_open_ones() -> None:
+    cluster = Cluster(2)
+    cluster.settle()
+    state = cluster.scheduler.state
+    idle, busy = state.workers["w1"], state.workers["w2"]
+    idle.heap_load = busy.heap_load = None
+    open_ = OpenWorkers(10.0)
+    open_.note(idle)
+    for _ in range(1000):
+        for seconds in (8.0, 3.0, 1.0):
+            busy.occupancy = seconds
+            open_.note(busy)
+        busy.heap_load = None  # as when it was full meanwhile
+    busy.occupancy = 1.0
+    open_.note(busy)
+    assert len(open_._heap) <= 100
+    assert open_.best() is idle
+    open_.forget(idle)
+    assert open_.best() is busy
+    open_.forget(busy)
+    assert open_.best() is None

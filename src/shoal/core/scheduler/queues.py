@@ -64,10 +64,13 @@ class OpenWorkers:
     whoever is free first.
     """
 
-    __slots__ = ("_heap", "backlog")
+    __slots__ = ("_heap", "_limit", "backlog")
 
     def __init__(self, backlog: float) -> None:
+        #: By load when they were noted; those whose load was noted anew since are stale.
         self._heap: list[tuple[float, str, WorkerRecord]] = []
+        #: How many entries there may be before the stale ones are swept.
+        self._limit = _STALE
         self.backlog = backlog
 
     def has_room(self, worker: WorkerRecord, expected: float = 0.0) -> bool:
@@ -82,11 +85,19 @@ class OpenWorkers:
         if (worker.heap_load is None or load < 0.5 * worker.heap_load) and self.has_room(worker):
             worker.heap_load = load
             heappush(self._heap, (load, worker.id, worker))
+            if len(self._heap) > self._limit:
+                self._sweep()
+
+    def _sweep(self, gone: WorkerRecord | None = None) -> None:
+        """Keep one entry of each worker: stale ones that are behind the least loaded worker are not come by else."""
+        kept = {entry[2]: entry for entry in self._heap if entry[2].heap_load == entry[0] and entry[2] is not gone}
+        self._heap = list(kept.values())
+        heapify(self._heap)
+        self._limit = 2 * len(kept) + _STALE
 
     def forget(self, worker: WorkerRecord) -> None:
         """``worker`` is gone."""
-        self._heap = [entry for entry in self._heap if entry[2] is not worker and entry[2].heap_load == entry[0]]
-        heapify(self._heap)
+        self._sweep(worker)
 
     def best(self, expected: float = 0.0) -> WorkerRecord | None:
         """The least loaded worker with room for a task that is expected to take so many seconds, or None."""
