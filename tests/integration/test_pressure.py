@@ -209,7 +209,6 @@ def test_closing_a_client_lets_go_of_whoever_waits_for_the_scheduler(cluster):
 
 
 def test_an_interrupt_ends_the_waiting_for_the_scheduler(cluster):
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever an earlier test left
     with dask.config.set({"shoal.client.owed-bytes": "8 MiB"}), Client(cluster) as client:
         future = client.submit(len, b"x")
         assert future.result() == 1
