@@ -1,4 +1,4 @@
-"""What all tests share. Hypothesis draws the same examples in each run, or with ``--hypothesis-profile=explore`` more."""
+"""What all tests share. Hypothesis draws the same examples in each run; ``--hypothesis-profile=explore`` draws more."""
 
 from __future__ import annotations
 
